@@ -1,0 +1,3 @@
+from titan_slurm.cli import main
+
+main()

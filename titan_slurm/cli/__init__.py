@@ -1,0 +1,35 @@
+"""The command line: one verb per file, which parses, calls one function and prints. Everything heavy is imported inside
+the verbs: `titan-slurm --help` loads typer and nothing else."""
+
+import sys
+
+import typer
+
+from titan_slurm.cli import cancel, logs, recipes, render, status, submit, validate
+from titan_slurm.errors import BadInputError
+
+app = typer.Typer(
+    name="titan-slurm",
+    help="Train LLMs with torchtitan from TOML recipes, on Slurm or on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (submit, render, validate, status, logs, cancel):
+    app.command(verb.NAME, help=verb.__doc__)(verb.command)
+app.add_typer(recipes.app, name="recipes")
+
+
+def main() -> None:
+    """Run the command line. Bad input ends with exit code 2 and one line per mistake."""
+    try:
+        app()
+    except BadInputError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read has enough: `titan-slurm logs RUN | head`.
+        sys.stderr.close()
+        sys.exit(0)

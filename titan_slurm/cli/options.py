@@ -1,0 +1,75 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from titan_slurm.launch.submit import Prepared
+    from titan_slurm.recipe.resolve import ResolvedRecipe
+
+Recipe = Annotated[
+    str | None,
+    typer.Argument(help="A recipe's file or name; TORCHTITAN_CONFIG_PATH if left out.", show_default=False),
+]
+Run = Annotated[str, typer.Argument(help="A run's name, path or job id.", show_default=False)]
+Nodes = Annotated[int | None, typer.Option("--nodes", "-N", help="Number of nodes.", show_default=False)]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", help="slurm, or local for this machine; slurm where it is found.", show_default=False),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value of the recipe.", show_default=False),
+]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="The run's name; made from recipe and time if left out.", show_default=False),
+]
+RunsDir = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", help="Folder of runs; TITAN_SLURM_RUNS, or ./runs, if left out.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def resolve(recipe: str | None, nodes: int | None, settings: list[str] | None) -> "ResolvedRecipe":
+    """The recipe with the command line's values over it. Raises BadInputError with every problem."""
+    from titan_slurm.errors import BadInputError
+    from titan_slurm.recipe.resolve import Override, parse_set
+    from titan_slurm.recipe.resolve import resolve as resolve_recipe
+
+    overrides, problems = [], []
+    for text in settings or []:
+        try:
+            overrides.append(parse_set(text))
+        except BadInputError as error:
+            problems += error.problems
+    if problems:
+        raise BadInputError(problems)
+    if nodes is not None:
+        overrides.append(Override(("slurm", "nodes"), nodes, "--nodes"))
+    return resolve_recipe(recipe, overrides)
+
+
+def prepare(
+    recipe: str | None,
+    nodes: int | None,
+    settings: list[str] | None,
+    cluster: str | None,
+    name: str | None,
+    runs_dir: Path | None,
+    *,
+    resume: bool = False,
+) -> "Prepared":
+    """Plan a run; its notes say what was chosen for the user."""
+    from titan_slurm.launch.submit import choose_cluster
+    from titan_slurm.launch.submit import prepare as prepare_run
+    from titan_slurm.run.find import runs_folder
+
+    resolved = resolve(recipe, nodes, settings)
+    chosen, why = choose_cluster(cluster)
+    prepared = prepare_run(resolved, cluster=chosen, runs=runs_folder(runs_dir), name=name, resume=resume)
+    prepared.notes[:0] = [why] if why else []
+    return prepared

@@ -1,0 +1,109 @@
+"""How things look: for people on a terminal, plainly in a pipe."""
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from titan_slurm.cluster.state import RunStatus
+    from titan_slurm.launch.submit import Prepared
+    from titan_slurm.run.plan import Plan
+
+_STYLES = {
+    "completed": "green",
+    "running": "cyan",
+    "queued": "yellow",
+    "requeued": "yellow",
+    "stopping": "yellow",
+    "failed": "bold red",
+    "cancelled": "magenta",
+    "created": "dim",
+}
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console that neither wraps nor colours in a pipe."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, no_color=True)
+
+
+def note(text: str) -> None:
+    """One line for people, on standard error: standard output may be read by a program."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def prepared_notes(prepared: "Prepared") -> None:
+    """Where the recipe and the template were found, and what else was decided for the user."""
+    note(f"recipe {prepared.resolved.name} {prepared.plan.recipe_version}: {_whose(prepared.resolved.found)}")
+    if prepared.template.origin != "built-in":
+        note(f"template: {_whose(prepared.template)}")
+    for text in prepared.notes:
+        note(text)
+
+
+def plan_line(plan: "Plan") -> str:
+    """The layout of a plan in one line."""
+    layout = plan.layout
+    shards = layout.data_parallel // layout.data_parallel_replicate
+    degrees = {
+        "FSDP": shards,
+        "replicas": layout.data_parallel_replicate,
+        "TP": layout.tensor_parallel,
+        "PP": layout.pipeline_parallel,
+        "CP": layout.context_parallel,
+        "EP": layout.expert_parallel,
+    }
+    shown = " × ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "one rank"
+    where = "on this machine" if plan.cluster == "local" else f"on {layout.nodes} nodes"
+    tokens = layout.global_batch_size * plan.torchtitan["training.seq_len"]
+    return (
+        f"{layout.world_size} {plan.device} ranks {where} ({shown}); {tokens:,} tokens a step "
+        f"({layout.global_batch_size} sequences, {layout.gradient_accumulation_steps} accumulation steps), "
+        f"{plan.max_steps:,} steps"
+    )
+
+
+def status_lines(status: "RunStatus") -> list[tuple[str, str]]:
+    """A run's status, field by field."""
+    progress = f"{status.step} of {status.max_steps}"
+    if status.seconds_left is not None:
+        progress += f", {duration(status.seconds_left)} left"
+    lines = [
+        ("run", status.name),
+        ("state", status.state + (f" ({status.reason})" if status.reason else "")),
+        ("step", progress),
+    ]
+    if status.loss is not None:
+        lines.append(("loss", f"{status.loss:.5f}"))
+    if status.tokens_per_second is not None:
+        lines.append(("speed", f"{status.tokens_per_second:,.0f} tokens/s"))
+    lines += [
+        ("recipe", status.recipe),
+        ("job", f"{status.job_id or '-'} on {status.cluster}" + (f" ({status.nodes})" if status.nodes else "")),
+        ("attempts", str(status.attempts)),
+        ("path", status.path),
+    ]
+    return lines
+
+
+def styled_state(state: str) -> str:
+    """The state with rich's markup for its colour."""
+    return f"[{_STYLES[state]}]{state}[/]"
+
+
+def duration(seconds: float) -> str:
+    """1d 02:03:04."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days}d " if days else "") + f"{hours:02}:{minutes:02}:{seconds:02}"
+
+
+def _whose(found: object) -> str:
+    from titan_slurm.recipe.find import Found
+
+    assert isinstance(found, Found)
+    return {"built-in": "built-in, ", "user": "your own, ", "path": ""}[found.origin] + str(found.path)

@@ -1,0 +1,61 @@
+"""Plan a run from a recipe, make its directory, and submit its job.
+
+\b
+Examples:
+  titan-slurm submit recipes/llama3_debug.toml --cluster local --follow
+  titan-slurm submit recipes/llama3_8b.toml --nodes 2 --set slurm.partition=gpu
+  titan-slurm submit recipes/llama3_8b.toml --dry-run
+  titan-slurm submit recipes/llama3_debug.toml --name mine --resume --set training.max_steps=120
+"""
+
+from typing import Annotated
+
+import typer
+
+from titan_slurm.cli import options
+
+NAME = "submit"
+
+
+def command(
+    recipe: options.Recipe = None,
+    nodes: options.Nodes = None,
+    cluster: options.Cluster = None,
+    settings: options.Set = None,
+    name: options.Name = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of that --name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the script; make nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the run ends.")] = False,
+    runs_dir: options.RunsDir = None,
+) -> None:
+    from titan_slurm.cli import show
+
+    prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir, resume=resume)
+    show.prepared_notes(prepared)
+    show.note(show.plan_line(prepared.plan))
+    if dry_run:
+        show.note(f"dry run: nothing is made; the run would be {prepared.run.path}")
+        typer.echo(prepared.script, nl=False)
+        return
+
+    from titan_slurm.launch.submit import submit
+
+    job = submit(prepared)
+    run = prepared.run
+    typer.echo(f"{'resumed' if resume else 'submitted'} run {run.name} as job {job['job_id']} on {job['cluster']}")
+    typer.echo(f"  path    {run.path}")
+    typer.echo(f"  status  titan-slurm status {_argument(run.path, runs_dir)}")
+    typer.echo(f"  log     titan-slurm logs {_argument(run.path, runs_dir)} -f")
+    typer.echo(f"  cancel  titan-slurm cancel {_argument(run.path, runs_dir)}")
+    if follow:
+        from titan_slurm.cli.follow import follow_to_the_end
+
+        raise typer.Exit(follow_to_the_end(run))
+
+
+def _argument(path: object, runs_dir: object) -> str:
+    """How the user names the run in the next command: by its name where that is enough."""
+    from pathlib import Path
+
+    assert isinstance(path, Path)
+    return str(path) if runs_dir else path.name

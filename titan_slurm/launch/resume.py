@@ -1,0 +1,83 @@
+"""Going on with a run under a new plan: what may differ from the plan before, and what would be ignored in silence."""
+
+import dataclasses
+from typing import Any
+
+from titan_slurm.cluster.state import RunStatus
+from titan_slurm.errors import BadInputError, Problem, bad_input
+from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.plan import Plan
+
+# Paths of torchtitan's configuration that may change between two attempts without changing what is trained.
+_MAY_CHANGE = (
+    "training.steps",
+    "training.gc_",
+    "training.disable_cuda_graphs",
+    "training.enable_cpu_offload",
+    "lr_scheduler.total_steps",
+    "metrics.",
+    "checkpoint.interval",
+    "checkpoint.keep_latest_k",
+    "checkpoint.async_mode",
+    "checkpoint.enable_first_step_checkpoint",
+    "checkpoint.initial_load",
+    "parallelism.",
+    "activation_checkpoint.",
+    "compile.",
+    "comm.",
+    "profiler.",
+    "validator.",
+    "debug.print_config",
+)
+_SCHEDULE_END = "lr_scheduler.total_steps"
+
+
+def plan_to_go_on(run: RunDirectory, plan: Plan) -> tuple[Plan, list[str]]:
+    """The new plan as a continuation of the run's own, and what the user should know of it.
+
+    Raises BadInputError if there is no such run, or if the new plan would train something else.
+    """
+    if not run.exists():
+        raise bad_input("--resume", f"there is no run {run.name} in {run.path.parent}")
+    before = run.plan()
+    problems = [
+        Problem(
+            "--resume", f"{what} was {old!r} in this run and is now {new!r}", "start a new run, or leave it as it was"
+        )
+        for what, old, new in _differences(before, plan)
+    ]
+    if problems:
+        raise BadInputError(problems)
+    notes = []
+    if before.torchtitan[_SCHEDULE_END] != plan.torchtitan[_SCHEDULE_END]:
+        old, new = before.torchtitan[_SCHEDULE_END], plan.torchtitan[_SCHEDULE_END]
+        notes.append(
+            f"the learning-rate schedule now ends at step {new} instead of {old}: the rate jumps where the run goes on "
+            f"(--set lr_schedule.total_steps={old} keeps the old schedule)"
+        )
+    # The id is the wandb curve's and the checkpoint folder is where the run's past lies.
+    return dataclasses.replace(plan, run_id=before.run_id), notes
+
+
+def check_resumable(run: RunDirectory, now: RunStatus, plan: Plan) -> None:
+    """Raises BadInputError if the run is in the scheduler's hands, or has nothing left to do."""
+    if now.is_active:
+        hint = f"titan-slurm cancel {run.name}"
+        raise bad_input("--resume", f"run {run.name} is {now.state} as job {now.job_id}; end that first", hint)
+    if now.state == "completed" and plan.max_steps <= run.plan().max_steps:
+        hint = f"--set training.max_steps={2 * plan.max_steps}"
+        raise bad_input("--resume", f"run {run.name} has done all of its {run.plan().max_steps} steps", hint)
+
+
+def _differences(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:
+    """What is not the same and would change the training, or be ignored by it, or break its resuming."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "the model": (before.model, after.model),
+        "the data": (before.data, after.data),
+        "the optimizer": (before.optimizer, after.optimizer),
+        "the data-parallel degree": (before.layout.data_parallel, after.layout.data_parallel),
+    }
+    for path in sorted(before.torchtitan.keys() | after.torchtitan.keys()):
+        if not path.startswith(_MAY_CHANGE):
+            pairs[path] = (before.torchtitan.get(path), after.torchtitan.get(path))
+    return [(what, old, new) for what, (old, new) in pairs.items() if old != new]

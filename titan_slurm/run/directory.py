@@ -1,0 +1,127 @@
+"""Where everything of a run stands and how to read it. What Slurm says of the run does not live here."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from titan_slurm.run.attempt import Attempt
+from titan_slurm.run.files import append_json_line, last_json_line, read_json, read_json_lines, write_json
+from titan_slurm.run.plan import Plan
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run: one training from its first submission to its last step, over all its attempts."""
+
+    path: Path
+
+    @property
+    def plan_file(self) -> Path:
+        """The frozen plan. Its presence makes a folder a run."""
+        return self.path / "plan.json"
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe: no `extends`, every override in place."""
+        return self.path / "recipe.toml"
+
+    @property
+    def script_file(self) -> Path:
+        """The exact batch script."""
+        return self.path / "job.sh"
+
+    @property
+    def jobs_file(self) -> Path:
+        """One line per submission, oldest first."""
+        return self.path / "jobs.jsonl"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One line per logged step, in the order of logging; after a fall-back steps repeat and the last one counts."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def attempts_folder(self) -> Path:
+        """Holds one folder per attempt: 0001, 0002, …"""
+        return self.path / "attempts"
+
+    @property
+    def submitit_folder(self) -> Path:
+        """Where submitit keeps its pickles."""
+        return self.path / "submitit"
+
+    @property
+    def assets_folder(self) -> Path:
+        """The built-in text and its tokenizer, prepared by the first attempt, the same for all later ones."""
+        return self.path / "assets"
+
+    @property
+    def cancel_file(self) -> Path:
+        """The user's wish to end the run, written before the scheduler is told."""
+        return self.path / "cancel.json"
+
+    def exists(self) -> bool:
+        """Whether this folder is a run."""
+        return self.plan_file.is_file()
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is its folder's."""
+        return self.path.name
+
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return Plan.from_dict(json.loads(self.plan_file.read_text(encoding="utf-8")))
+
+    def keep_plan_in_history(self) -> None:
+        """Copy the plan in force to `history/`, before another takes its place."""
+        folder = self.path / "history"
+        folder.mkdir(exist_ok=True)
+        number = len(list(folder.glob("plan.*.json"))) + 1
+        write_json(folder / f"plan.{number:04d}.json", self.plan().to_dict())
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All submissions: {"job_id", "cluster", "time"}; of local runs also "process_started" (Unix time)."""
+        return list(read_json_lines(self.jobs_file))
+
+    def add_job(self, job: dict[str, Any]) -> None:
+        """Record a submission."""
+        append_json_line(self.jobs_file, job)
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts, oldest first."""
+        if not self.attempts_folder.is_dir():
+            return []
+        folders = [path for path in self.attempts_folder.iterdir() if path.name.isdigit()]
+        return [Attempt(path) for path in sorted(folders, key=lambda path: int(path.name))]
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The newest logged step, or an empty dict."""
+        return last_json_line(self.metrics_file) or {}
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """All logged steps in the order of logging."""
+        return read_json_lines(self.metrics_file)
+
+    def cancelled(self) -> dict[str, Any] | None:
+        """The user's wish to end the run, if there is one: {"time", "job_id"}."""
+        return read_json(self.cancel_file)
+
+    def cancel(self, wish: dict[str, Any]) -> None:
+        """Write down that the user ends the run."""
+        write_json(self.cancel_file, wish)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one process at a time changes what a run is (submit, resume). Held by the kernel: a kill frees it."""
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,35 @@
+"""Which run a user means by a name, a path or a job id."""
+
+import os
+from pathlib import Path
+
+from titan_slurm.errors import bad_input, did_you_mean
+from titan_slurm.run.directory import RunDirectory
+
+RUNS_VARIABLE = "TITAN_SLURM_RUNS"
+
+
+def runs_folder(option: Path | None) -> Path:
+    """The folder of runs: the option, or TITAN_SLURM_RUNS, or `runs` here. Absolute."""
+    return (option or Path(os.environ.get(RUNS_VARIABLE) or "runs")).absolute()
+
+
+def all_runs(folder: Path) -> list[RunDirectory]:
+    """The runs in a folder, by name."""
+    if not folder.is_dir():
+        return []
+    runs = (RunDirectory(path) for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    return [run for run in runs if run.exists()]
+
+
+def find_run(text: str, folder: Path) -> RunDirectory:
+    """The run of that name, path or job id. Raises BadInputError if there is none."""
+    for path in (folder / text, Path(text).absolute()):
+        if RunDirectory(path).exists():
+            return RunDirectory(path)
+    runs = all_runs(folder)
+    for run in reversed(runs):
+        if any(job["job_id"] == text for job in run.jobs()):
+            return run
+    where = f"no run {text!r} in {folder}"
+    raise bad_input("", where, did_you_mean(text, [run.name for run in runs]))

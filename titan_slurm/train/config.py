@@ -1,0 +1,94 @@
+"""From a plan to torchtitan's configuration. What the recipe's words mean was decided in `titan_slurm.recipe`; here
+dotted paths become attributes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torchtitan.components.checkpoint import CheckpointManager
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
+from torchtitan.distributed.activation_checkpoint import FullAC, MemoryBudgetAC, SelectiveAC
+from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
+from torchtitan.models.common.config_utils import decoder_vocab_size
+
+from titan_slurm.run.attempt import Attempt
+from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.plan import Plan
+from titan_slurm.train import cpu
+from titan_slurm.train.data import PYTHON_DOCS
+from titan_slurm.train.models import model_spec
+
+_ACTIVATION_CHECKPOINTING: dict[str, Any] = {
+    "none": lambda: None,
+    "selective": SelectiveAC.Config,
+    "full": FullAC.Config,
+    "memory_budget": MemoryBudgetAC.Config,
+}
+
+
+def defaults(activation_checkpointing: str) -> dict[str, Any]:
+    """The components that every run is built from, with torchtitan's defaults; their fields are what the recipe's
+    `[torchtitan]` may set. `activation_checkpointing`: none, selective, full or memory_budget."""
+    return {
+        "dataloader": HuggingFaceTextDataLoader.Config(),
+        "checkpoint": CheckpointManager.Config(initial_load_model_only=False),
+        "activation_checkpoint": _ACTIVATION_CHECKPOINTING[activation_checkpointing](),
+        "loss": ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config()),
+    }
+
+
+def trainer_config(config_class: type, plan: Plan, run: RunDirectory, attempt: Attempt) -> Any:
+    """The configuration of `config_class` (torchtitan's `Trainer.Config` or one derived from it) for a plan."""
+    spec = model_spec(plan.model)
+    if plan.device == "cpu":
+        cpu.use_attention_with_backward(spec.model)
+    config = config_class(
+        model_spec=spec,
+        optimizer=_optimizer(plan.optimizer),
+        dump_folder=str(attempt.path),
+        hf_assets_path=_assets(plan.data["tokenizer"], run.assets_folder / "tokenizer"),
+        **defaults(plan.activation_checkpointing),
+    )
+    config.loss.loss_fn.global_vocab_size = decoder_vocab_size(spec)
+    config.dataloader.dataset_path = _assets(
+        plan.data["dataset"] if plan.data["dataset"] == PYTHON_DOCS else plan.data["dataset_path"],
+        run.assets_folder / "python_docs.jsonl",
+    )
+    for path, value in plan.torchtitan.items():
+        set_path(config, path, value)
+    _validate(config)
+    return config
+
+
+def set_path(config: Any, path: str, value: Any) -> None:
+    """Set a dotted path in a tree of dataclasses. Raises AttributeError if there is no such field."""
+    *parents, field = path.split(".")
+    for name in parents:
+        config = getattr(config, name)
+    if field not in {each.name for each in dataclasses.fields(config)}:
+        raise AttributeError(f"{type(config).__qualname__} has no field {field!r} (from the path {path!r})")
+    setattr(config, field, value)
+
+
+def _assets(value: str | None, built_in: Path) -> Any:
+    return str(built_in) if value == PYTHON_DOCS else value
+
+
+def _optimizer(settings: dict[str, Any]) -> Any:
+    group = ParamGroupConfig(
+        pattern=".*",
+        optimizer_name=settings["name"],
+        optimizer_kwargs={**settings["kwargs"], "betas": tuple(settings["kwargs"]["betas"])},
+    )
+    return OptimizersContainer.Config(param_groups=[group], implementation=settings["implementation"])
+
+
+def _validate(config: Any) -> None:
+    """Run torchtitan's own checks, which setting an attribute skips: from the leaves up, as on construction."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and field.name != "model_spec":
+            _validate(value)
+    if hasattr(config, "__post_init__"):
+        config.__post_init__()
