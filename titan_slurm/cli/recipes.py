@@ -7,7 +7,9 @@ import typer
 
 from titan_slurm.cli import options
 
-app = typer.Typer(help="The recipes that can be named: your own and the built-in ones.", no_args_is_help=True)
+app = typer.Typer(
+    help="The recipes that can be named: your own and the built-in ones.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("list")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
     from titan_slurm.cluster.state import RunStatus
     from titan_slurm.launch.submit import Prepared
+    from titan_slurm.run.directory import RunDirectory
     from titan_slurm.run.plan import Plan
 
 _STYLES = {
@@ -87,6 +88,24 @@ def status_lines(status: "RunStatus") -> list[tuple[str, str]]:
         ("path", status.path),
     ]
     return lines
+
+
+def arguments(run: "RunDirectory") -> str:
+    """How a run is named on the command line: by its name where that is enough."""
+    from titan_slurm.run.find import runs_folder
+
+    return run.name if run.path.parent == runs_folder(None) else str(run.path)
+
+
+def next_command(run: "RunDirectory", status: "RunStatus") -> str:
+    """What a user most likely wants to do with a run that has ended."""
+    from titan_slurm.run.find import runs_folder
+
+    if status.state == "failed":
+        return f"titan-slurm logs {arguments(run)}"
+    place = "" if run.path.parent == runs_folder(None) else f" --runs-dir {run.path.parent}"
+    more = f" --set training.max_steps={2 * status.max_steps}" if status.state == "completed" else ""
+    return f"titan-slurm submit {run.recipe_file}{place} --name {run.name} --resume{more}"
 
 
 def styled_state(state: str) -> str:

@@ -51,6 +51,10 @@ def _one(status: object) -> None:
 
     assert isinstance(status, RunStatus)
     console = show.console()
+    if console.is_terminal and status.max_steps:
+        from rich.progress_bar import ProgressBar
+
+        console.print(ProgressBar(total=status.max_steps, completed=status.step, width=60))
     for name, text in show.status_lines(status):
         shown = escape(text)
         if name == "state":

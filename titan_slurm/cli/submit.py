@@ -44,18 +44,10 @@ def command(
     run = prepared.run
     typer.echo(f"{'resumed' if resume else 'submitted'} run {run.name} as job {job['job_id']} on {job['cluster']}")
     typer.echo(f"  path    {run.path}")
-    typer.echo(f"  status  titan-slurm status {_argument(run.path, runs_dir)}")
-    typer.echo(f"  log     titan-slurm logs {_argument(run.path, runs_dir)} -f")
-    typer.echo(f"  cancel  titan-slurm cancel {_argument(run.path, runs_dir)}")
+    typer.echo(f"  status  titan-slurm status {show.arguments(run)}")
+    typer.echo(f"  log     titan-slurm logs {show.arguments(run)} -f")
+    typer.echo(f"  cancel  titan-slurm cancel {show.arguments(run)}")
     if follow:
         from titan_slurm.cli.follow import follow_to_the_end
 
         raise typer.Exit(follow_to_the_end(run))
-
-
-def _argument(path: object, runs_dir: object) -> str:
-    """How the user names the run in the next command: by its name where that is enough."""
-    from pathlib import Path
-
-    assert isinstance(path, Path)
-    return str(path) if runs_dir else path.name

@@ -105,7 +105,7 @@ def _status(run: RunDirectory, job: dict[str, Any] | None, known: dict[str, slur
         nodes=nodes,
         recipe=plan.recipe,
         updated=metrics.get("time"),
-        seconds_left=_seconds_left(run, plan.max_steps) if state == "running" else None,
+        seconds_left=_seconds_left(run, tries[-1].number, plan.max_steps) if state == "running" and tries else None,
     )
 
 
@@ -161,12 +161,12 @@ def _ended(attempt: Attempt) -> str:
     return {attempts.COMPLETED: "completed", attempts.CANCELLED: "cancelled"}.get(str(verdict), "failed")
 
 
-def _seconds_left(run: RunDirectory, max_steps: int) -> float | None:
+def _seconds_left(run: RunDirectory, attempt: int, max_steps: int) -> float | None:
     """Time to the last step at the speed of this attempt's logged steps; None before there are two."""
     newest = run.last_metrics()
-    if not newest:
+    first = next((line for line in run.metrics() if line["attempt"] == attempt), None)
+    if first is None:
         return None
-    first = next((line for line in run.metrics() if line["attempt"] == newest["attempt"]), newest)
     steps, seconds = newest["step"] - first["step"], newest["time"] - first["time"]
     if steps <= 0:
         return None

@@ -27,7 +27,8 @@ def check_name(name: str) -> None:
 
 def free_name(recipe: str, runs: Path) -> str:
     """A name for a new run: the recipe's, and the time, to the second or a number beyond."""
-    base = f"{re.sub(r'[^A-Za-z0-9._-]', '-', recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe)[:60].strip("-._") or "run"
+    base = f"{readable}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (base if number == 1 else f"{base}-{number}" for number in range(1, 1000))
     return next(name for name in candidates if not (runs / name).exists())
 
@@ -83,6 +84,6 @@ def _section(name: str, table: dict[str, object], resolved: ResolvedRecipe) -> s
         origin = resolved.values.get((name, *field.split(".")))
         comment = f"  # {origin.origin}" if origin else ""
         text = tomli_w.dumps({field: value}).rstrip("\n")
-        # A comment ends with its line, and a list may take several.
-        lines.append(text if "\n" in text or "\n" in comment else text + comment)
+        # A comment ends with its line and holds no control characters, and a list may take several lines.
+        lines.append(text + comment if "\n" not in text and comment.isprintable() else text)
     return "\n".join(lines) + "\n"

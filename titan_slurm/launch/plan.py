@@ -1,7 +1,7 @@
 """Recipe × place → plan. Checks what only this machine can tell: paths, folders, GPUs."""
 
-import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,12 @@ def _save_folder(resolved: ResolvedRecipe, run: RunDirectory, problems: list[Pro
     if not given.is_absolute():
         return run.path / given
     existing = next(folder for folder in (given, *given.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "is not a folder" if not existing.is_dir() else "cannot be written"
-        problems.append(_problem(resolved, "checkpointing", "save_dir", f"{existing} {reason}"))
+    try:
+        # Only trying tells: root may write everywhere, says os.access, in /proc and on a read-only mount too.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        what = f"{existing} cannot be written: {error.strerror}"
+        problems.append(_problem(resolved, "checkpointing", "save_dir", what))
     return given / run.name
 
 

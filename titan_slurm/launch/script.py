@@ -48,7 +48,8 @@ def render(plan: Plan, run: RunDirectory, command: str) -> str:
         raise bad_input(f"{error.filename or template.path}:{error.lineno}", str(error.message)) from None
     except jinja2.TemplateNotFound as error:
         raise bad_input(str(template.path), f"there is no template {error.name!r} to extend or include") from None
-    except (jinja2.UndefinedError, ValueError) as error:
+    except Exception as error:
+        # A template is a site's own code: whatever it raises is a mistake in it.
         raise bad_input(_template_line(error, template.path), str(error)) from None
 
 

@@ -20,7 +20,7 @@ class Found:
     @property
     def name(self) -> str:
         """The file's name without its ending."""
-        return self.path.name.split(".", 1)[0]
+        return self.path.name.removesuffix(".toml").removesuffix(".sbatch.j2")
 
 
 def recipe_file(name: str, beside: Path | None = None) -> Found:
@@ -43,7 +43,7 @@ def recipes() -> list[Found]:
 
 def folders(kind: str) -> list[tuple[Path, str]]:
     """Where `recipes` or `templates` are looked for, in this order, and whose they are."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"))
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return [(Path.cwd() / kind, "user"), (config / "titan-slurm" / kind, "user"), (built_in(kind), "built-in")]
 
 

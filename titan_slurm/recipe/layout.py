@@ -183,9 +183,9 @@ def _check_parallelism(recipe: Recipe, layout: Layout, misfits: list[Misfit]) ->
         misfit("expert_parallel", f"{layout.expert_parallel} does not divide the {within} ranks that hold one copy")
     shape = model_shape(recipe)
     if shape is not None:
-        for name in ("num_heads", "num_kv_heads"):
-            if shape[name] % tensor:
-                misfit("tensor_parallel", f"{tensor} does not divide the model's {name} {shape[name]}")
+        uneven = [f"{name} {shape[name]}" for name in ("num_heads", "num_kv_heads") if shape[name] % tensor]
+        if uneven:
+            misfit("tensor_parallel", f"{tensor} does not divide the model's {' and '.join(uneven)}")
         if shape["tied_weights"] and pipeline > 1:
             misfit("pipeline_parallel", "torchtitan cannot split a model with tied weights into pipeline stages")
         if layout.expert_parallel > 1 and not shape["mixture_of_experts"]:

@@ -86,8 +86,11 @@ def torchtitan_schema() -> dict[str, Any]:
     return schema
 
 
-def problem_with(path: str, value: Any, activation_checkpointing: str) -> tuple[str, str] | None:
-    """What is wrong with a `[torchtitan]` path and its value, and a hint; None if nothing is."""
+def problem_with(path: str, value: Any, activation_checkpointing: str | None) -> tuple[str, str] | None:
+    """What is wrong with a `[torchtitan]` path and its value, and a hint; None if nothing is.
+
+    `activation_checkpointing` is None where the rest of the recipe does not say which kind it wants.
+    """
     if path in _DECIDED_BY:
         return f"torchtitan's {path} has a name of its own in a recipe", f"use {_DECIDED_BY[path]}"
     if path in _NOT_FOR_RECIPES:
@@ -96,7 +99,7 @@ def problem_with(path: str, value: Any, activation_checkpointing: str) -> tuple[
     if path not in fields:
         return f"torchtitan's configuration has no field {path!r}", did_you_mean(path, fields)
     field = fields[path]
-    if activation_checkpointing not in field.get("only_with", [activation_checkpointing]):
+    if activation_checkpointing and activation_checkpointing not in field.get("only_with", [activation_checkpointing]):
         kinds = " or ".join(field["only_with"])
         return f"torchtitan's {path} has no effect here", f"it belongs to [memory] activation_checkpointing = {kinds}"
     if not _has_type(value, field["type"]):

@@ -77,6 +77,8 @@ def parse_set(text: str) -> Override:
     key = tuple(part.strip() for part in name.split("."))
     if not equals or len(key) < 2 or not all(key):
         raise bad_input(f"--set {text}", "is not of the form section.key=value", "e.g. --set training.max_steps=100")
+    if key == ("recipe", "extends"):
+        raise bad_input(f"--set {text}", "what a recipe extends is said in its file", "make a recipe that extends it")
     return Override(key, toml.parse_value(value.strip()), f"--set {text}")
 
 
@@ -94,13 +96,13 @@ def resolve(
     merged: dict[Key, Value] = {}
     problems: list[Problem] = []
     for file in _with_bases(found):
-        layer = {key: Value(value, file.where(key)) for key, value in toml.flatten(file.tables).items()}
         # What a base says of itself (its name, its version) is not said of the recipe that extends it.
         merged = {key: value for key, value in merged.items() if key[0] != "recipe"}
-        _lay_over(merged, layer)
+        _lay_over(merged, _file_layer(file))
     for layer in (_environment_layer(environment), _override_layer(overrides)):
         _lay_over(merged, layer)
     recipe = _validate(merged, problems)
+    problems += _torchtitan_problems(merged, activation_checkpointing(recipe) if recipe else None)
     layout = _check(recipe, found.path, merged, problems) if recipe else None
     if problems or recipe is None or layout is None:
         raise BadInputError(problems)
@@ -132,6 +134,19 @@ def _with_bases(found: find.Found) -> list[toml.TomlFile]:
             raise bad_input(where, f"the recipe extends itself: {chain}")
 
 
+def _file_layer(file: toml.TomlFile) -> dict[Key, Value]:
+    known = sections()
+    layer: dict[Key, Value] = {}
+    for key, value in toml.flatten(file.tables).items():
+        is_section = len(key) == 1 and key[0] in known
+        if value == {} and (is_section or key[0] == "torchtitan"):
+            continue  # A table without keys says nothing.
+        # A torchtitan path is the same in quotes and without.
+        path = tuple(".".join(key).split(".")) if key[0] == "torchtitan" else key
+        layer[path] = Value(value, file.where(key if key[0] in known else key[:1]))
+    return layer
+
+
 def _environment_layer(environment: Mapping[str, str]) -> dict[Key, Value]:
     return {
         key: Value(_plain(key, environment[variable]), f"environment {variable}")
@@ -157,21 +172,23 @@ def _lay_over(merged: dict[Key, Value], layer: dict[Key, Value]) -> None:
         if any(key in layer for key in group):
             for key in group:
                 merged.pop(key, None)
-    for key in layer:
+    for key, value in layer.items():
         # A table over a value, or a value over a table, replaces it.
         for other in [other for other in merged if other[: len(key)] == key or key[: len(other)] == other]:
             del merged[other]
-    merged.update(layer)
+        merged[key] = value
 
 
 def _validate(merged: dict[Key, Value], problems: list[Problem]) -> Recipe | None:
     """Sections, keys and types. Returns None where a recipe cannot be made; adds what is wrong to `problems`."""
     known = sections()
     tables: dict[str, dict[str, Any]] = {}
+    unknown: set[str] = set()
     for key, value in merged.items():
         if key[0] not in known:
-            hint = did_you_mean(key[0], known)
-            problems.append(Problem(value.origin, f"unknown section [{key[0]}]", hint))
+            if key[0] not in unknown:
+                problems.append(Problem(value.origin, f"unknown section [{key[0]}]", did_you_mean(key[0], known)))
+            unknown.add(key[0])
         elif len(key) == 1:
             problems.append(Problem(value.origin, f"{key[0]} is a section, not a value", f"write [{key[0]}]"))
         elif key[0] != "torchtitan":
@@ -240,6 +257,8 @@ def _wanted(detail: Any) -> str:
             return f"must be {detail['ctx']['expected']}"
         case "string_too_short":
             return "must not be empty"
+        case "value_error":
+            return str(detail["ctx"]["error"])
         case _:
             return str(detail["msg"])
 
@@ -247,6 +266,14 @@ def _wanted(detail: Any) -> str:
 def _shown(merged: dict[Key, Value], key: Key) -> str:
     values = [value.value for other, value in merged.items() if other == key]
     return repr(values[0]) if values else "a table"
+
+
+def _torchtitan_problems(merged: dict[Key, Value], activation_checkpointing: str | None) -> Iterable[Problem]:
+    for key, value in merged.items():
+        if key[0] == "torchtitan" and len(key) > 1:
+            wrong = problem_with(".".join(key[1:]), value.value, activation_checkpointing)
+            if wrong:
+                yield Problem(value.origin, *wrong)
 
 
 def _check(recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[Problem]) -> Layout | None:
@@ -259,11 +286,6 @@ def _check(recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[
     _check_one_thing(recipe, problem)
     _check_model_name(recipe, problem)
     _check_data(recipe, problem)
-    for key, value in merged.items():
-        if key[0] == "torchtitan":
-            wrong = problem_with(".".join(key[1:]), value.value, activation_checkpointing(recipe))
-            if wrong:
-                problems.append(Problem(value.origin, *wrong))
     schedules = torchtitan_schema()["pipeline_schedules"]
     if recipe.parallelism.pipeline_schedule not in schedules:
         hint = did_you_mean(recipe.parallelism.pipeline_schedule, schedules)

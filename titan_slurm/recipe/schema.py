@@ -1,9 +1,10 @@
 """Recipe schema 1: sections, fields, types and what each field means. Checks across fields live in `check`, what a
 field becomes in torchtitan's configuration in `mapping`."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 
@@ -11,13 +12,36 @@ Positive = Annotated[int, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+Beta = Annotated[float, Field(ge=0, lt=1, strict=True)]
+
+
+def _matching(pattern: str, wanted: str) -> AfterValidator:
+    """Text of that form, with a message for people where it is not."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {wanted}")
+        return text
+
+    return AfterValidator(check)
+
+
+Version = Annotated[str, _matching(r"\d+\.\d+\.\d+", "three numbers, e.g. 1.0.0")]
 # Slurm's forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds] (sbatch(1)).
-SlurmTime = Annotated[str, Field(pattern=r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2})$")]
-Memory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
+# Minutes, and megabytes below, may be given as a plain number.
+SlurmTime = Annotated[
+    str,
+    Field(coerce_numbers_to_str=True),
+    _matching(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}", "a time as sbatch takes it, e.g. 1-00:00:00"),
+]
+Memory = Annotated[
+    str, Field(coerce_numbers_to_str=True), _matching(r"\d+[KMGT]?", "a size as sbatch takes it, e.g. 500G")
+]
+# Stands in a line of the batch script.
+Line = Annotated[str, Field(strict=True), _matching(r"[^\x00-\x1f\x7f]+", "one line of text, and not empty")]
 
 
 class Section(BaseModel):
@@ -31,7 +55,7 @@ class RecipeSection(Section):
 
     schema_: Literal[1] = Field(1, alias="schema", description="the recipe format; this is 1")
     name: Text | None = Field(None, description="name of the recipe; the file's name if left out")
-    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = Field("0.0.0", description="semantic version")
+    version: Version = Field("0.0.0", description="semantic version")
     description: str = Field("", description="one line for people")
     extends: Text | None = Field(None, description="a recipe that this one changes: a name, or a path beside this file")
 
@@ -172,11 +196,11 @@ class SlurmSection(Section):
     cpus_per_task: Positive | None = None
     mem: Memory | None = Field(None, description="memory per node, e.g. 500G")
     time: SlurmTime | None = Field(None, description="limit of one attempt, as sbatch takes it, e.g. 1-00:00:00")
-    partition: Text | None = None
-    account: Text | None = None
-    qos: Text | None = None
-    constraint: Text | None = None
-    reservation: Text | None = None
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    reservation: Line | None = None
     exclusive: Flag = False
 
 

@@ -1,6 +1,7 @@
 """TOML text as flat values with the line that each stands on, which tomli does not tell. What the values mean does not
 live here."""
 
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class TomlFile:
 def read(path: Path) -> TomlFile:
     """Parse a file. Raises BadInputError if it cannot be read or is not TOML."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Some editors begin a file with a byte order mark.
     except OSError as error:
         raise bad_input(str(path), f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -48,15 +49,16 @@ def parse_value(text: str) -> Any:
         value = tomli.loads(f"value = {text}")
     except tomli.TOMLDecodeError:
         return text
-    # A newline in the text could have ended the value and begun another key.
-    return value["value"] if list(value) == ["value"] else text
+    # A newline in the text could have ended the value and begun another key. 01:00:00 is a time limit, no time of day.
+    is_value = list(value) == ["value"] and not isinstance(value["value"], datetime.date | datetime.time)
+    return value["value"] if is_value else text
 
 
 def flatten(tables: dict[str, Any], prefix: Key = ()) -> dict[Key, Any]:
-    """Nested tables as one flat dict; empty tables vanish."""
+    """Nested tables as one flat dict; a table stays a value only where it is empty."""
     flat: dict[Key, Any] = {}
     for name, value in tables.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat.update(flatten(value, (*prefix, name)))
         else:
             flat[(*prefix, name)] = value
@@ -68,7 +70,8 @@ def _lines_of_keys(text: str) -> dict[Key, int]:
     lines: dict[Key, int] = {}
     table: Key = ()
     statement: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines, which knows more line ends than TOML: some of them may stand in a string.
+    for number, line in enumerate(text.split("\n"), start=1):
         statement.append(line)
         try:
             parsed = tomli.loads("\n".join(statement))
