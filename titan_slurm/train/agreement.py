@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# A rank may be compiling, saving or loading for long while the others wait; the watchdog ends what hangs, not this group.
+# A rank may be compiling, saving or loading for long while the others wait; the watchdog ends what hangs.
 _PATIENCE = timedelta(days=7)
 
 
