@@ -1,8 +1,10 @@
 """What tests of every room share: the command line, and an environment in which only the test decides."""
 
 import contextlib
+import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from titan_slurm.cli import main, options
+from titan_slurm.launch import create
 from titan_slurm.launch.submit import Prepared
+from titan_slurm.run.directory import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -85,3 +89,40 @@ def prepare(clean_environment: Path) -> Callable[..., Prepared]:
         return options.prepare(recipe, None, list(settings), "slurm", name, clean_environment / "runs")
 
     return prepare_run
+
+
+@pytest.fixture
+def make_run(prepare: Callable[..., Prepared]) -> Callable[..., RunDirectory]:
+    """`make_run("section.key=value", …, name=…, cluster=…)`: a run of the debug recipe on disk, not submitted."""
+
+    def make(*settings: str, name: str = "mine", cluster: str = "slurm") -> RunDirectory:
+        prepared = prepare("llama3_debug", *settings, name=name)
+        prepared.run.path.parent.mkdir(exist_ok=True)
+        plan = dataclasses.replace(prepared.plan, cluster=cluster)
+        create.create(prepared.run, plan, prepared.resolved, prepared.script)
+        return prepared.run
+
+    return make
+
+
+@pytest.fixture
+def fake_command(
+    tmp_path: Path,
+    clean_environment: Path,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str, str], Callable[[], list[str]]]:
+    """`fake_command(name, script)`: a program of that name for this test, in bash, and no other of Slurm's. Returns a
+    function that gives the arguments of each call so far."""
+    folder = tmp_path / "fakes"
+    folder.mkdir()
+    for each in ("bash", "cat", "date", "sleep"):
+        (folder / each).symlink_to(shutil.which(each) or each)
+    monkeypatch.setenv("PATH", str(folder))
+
+    def fake(name: str, script: str) -> Callable[[], list[str]]:
+        calls = folder / f"{name}.calls"
+        (folder / name).write_text(f'#!/bin/bash\necho "$*" >> {calls}\n{script}\n')
+        (folder / name).chmod(0o755)
+        return lambda: calls.read_text().splitlines() if calls.exists() else []
+
+    return fake

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from titan_slurm.run.directory import RunDirectory
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL = REPOSITORY / "tools" / "slurm-cluster"
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
@@ -95,6 +97,18 @@ class Cluster:
     def path(self, name: str) -> Path:
         """The run's directory."""
         return self.folder.parent / "runs" / name
+
+    def tool(self, verb: str, *arguments: str) -> None:
+        """Call tools/slurm-cluster for this cluster."""
+        self.run(str(TOOL), verb, str(self.folder), *arguments)
+
+    def verdicts(self, name: str) -> list[dict[str, Any] | None]:
+        """The verdict of each attempt, oldest first; None for one that has none yet."""
+        return [attempt.verdict() for attempt in RunDirectory(self.path(name)).attempts()]
+
+    def hosts(self, name: str) -> list[str]:
+        """The node of each rank of the newest attempt."""
+        return RunDirectory(self.path(name)).attempts()[-1].hosts()
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The logged steps of a run, in the order of logging."""

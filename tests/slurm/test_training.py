@@ -19,7 +19,8 @@ def test_two_nodes_with_two_tasks_each_complete(cluster: Cluster) -> None:
     assert status["loss"] == steps[-1][1]
     log = cluster.titan_slurm("logs", "fsdp").stdout
     assert f"step:  6  loss: {status['loss']:8.5f}" in log
-    assert sorted(path.name for path in (cluster.path("fsdp") / "checkpoints").iterdir()) == ["step-3", "step-6"]
+    listed = json.loads(cluster.titan_slurm("checkpoints", "list", "fsdp", "--json").stdout)
+    assert [(each["step"], each["state"]) for each in listed] == [(6, "committed"), (3, "committed")]
     assert len(list((cluster.path("fsdp") / "attempts" / "0001").glob("rank_*.log"))) == 4
 
 

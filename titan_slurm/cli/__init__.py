@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from titan_slurm.cli import cancel, logs, recipes, render, status, submit, validate
+from titan_slurm.cli import cancel, checkpoints, logs, nodes, recipes, render, status, submit, validate
 from titan_slurm.errors import BadInputError
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 for verb in (submit, render, validate, status, logs, cancel):
     app.command(verb.NAME, help=verb.__doc__)(verb.command)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(nodes.app, name="nodes")
 
 
 def main() -> None:

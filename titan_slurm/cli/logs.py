@@ -37,8 +37,7 @@ def command(
     if not attempts:
         typer.echo(f"run {found.name} has not started yet", err=True)
         return
-    error = attempts[-1].first_error()
-    if error:
+    for error in attempts[-1].errors()[:1]:
         typer.echo(f"=== first error: rank {error['rank']} on {error['host']}\n{error['traceback']}===")
     chosen = found.plan().metrics_rank if rank is None else rank
     logs = attempts[-1].log_files()

@@ -85,6 +85,7 @@ def status_lines(status: "RunStatus") -> list[tuple[str, str]]:
         ("recipe", status.recipe),
         ("job", f"{status.job_id or '-'} on {status.cluster}" + (f" ({status.nodes})" if status.nodes else "")),
         ("attempts", str(status.attempts)),
+        *([("excluded", ", ".join(status.excluded_nodes))] if status.excluded_nodes else []),
         ("path", status.path),
     ]
     return lines

@@ -25,12 +25,19 @@ def command(
 ) -> None:
     import json
 
+    from titan_slurm.cli import show
     from titan_slurm.cluster.state import status, statuses
-    from titan_slurm.run.find import all_runs, find_run, runs_folder
+    from titan_slurm.run.find import all_runs, find_run, runs_folder, unreadable
 
     folder = runs_folder(runs_dir)
     if run is None:
-        found = statuses(all_runs(folder))
+        runs = []
+        for each in all_runs(folder):
+            if why := unreadable(each):
+                show.note(f"{each.plan_file}: {why}")
+            else:
+                runs.append(each)
+        found = statuses(runs)
         if as_json:
             typer.echo(json.dumps([each.to_dict() for each in found], indent=2))
         else:

@@ -6,8 +6,8 @@ import time
 from titan_slurm.cluster import local, slurm
 from titan_slurm.cluster.state import status
 from titan_slurm.errors import bad_input
-from titan_slurm.run.attempt import CANCELLED
 from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.verdict import CANCELLED
 
 
 def cancel(run: RunDirectory) -> str:

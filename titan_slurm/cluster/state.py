@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from titan_slurm.cluster import local, slurm
-from titan_slurm.run import attempt as attempts
+from titan_slurm.run import verdict as verdicts
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.nodes import excluded
 
 QUEUED_IN_SLURM = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 ALIVE_IN_SLURM = QUEUED_IN_SLURM | {
@@ -21,17 +22,6 @@ ALIVE_IN_SLURM = QUEUED_IN_SLURM | {
     "RESIZING",
 }
 ACTIVE = frozenset({"queued", "running", "stopping", "requeued"})
-
-# What a job's last state in Slurm means for the attempt, where the attempt could not say so itself.
-_VERDICTS = {
-    "COMPLETED": attempts.CRASHED,
-    "CANCELLED": attempts.CANCELLED,
-    "TIMEOUT": attempts.TIME_LIMIT,
-    "DEADLINE": attempts.TIME_LIMIT,
-    "PREEMPTED": attempts.PREEMPTED,
-    "NODE_FAIL": attempts.NODE_FAILURE,
-    "BOOT_FAIL": attempts.NODE_FAILURE,
-}
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,7 @@ class RunStatus:
     tokens_per_second: float | None
     attempts: int
     nodes: str
+    excluded_nodes: list[str]
     recipe: str
     updated: float | None
     seconds_left: float | None
@@ -84,17 +75,17 @@ def _status(run: RunDirectory, job: dict[str, Any] | None, known: dict[str, slur
     plan = run.plan()
     tries = run.attempts()
     of_job = [attempt for attempt in tries if job and attempt.facts().get("job_id") == job["job_id"]]
-    state, reason, nodes = "created", "", ""
-    if job:
-        state, reason, nodes = _state(run, job, of_job, known)
-    verdict = of_job[-1].verdict() if of_job else None
+    last = of_job[-1] if of_job else None
+    now = _state(run, job, last, known) if job else _Now("created")
+    verdict = (last.verdict() if last else None) or {}
     metrics = run.last_metrics()
+    in_slurm = (known or {}).get(job["job_id"]) if job else None
     return RunStatus(
         name=run.name,
         path=str(run.path),
-        state=state,
-        verdict=verdict["verdict"] if verdict else "cancelled" if state == "cancelled" else None,
-        reason=reason or (verdict["reason"] if verdict else ""),
+        state=now.state,
+        verdict=now.verdict or verdict.get("verdict"),
+        reason=now.reason or "; ".join(text for text in (verdict.get("reason"), verdict.get("why")) if text),
         job_id=job["job_id"] if job else None,
         cluster=plan.cluster,
         step=metrics.get("step", 0),
@@ -102,63 +93,66 @@ def _status(run: RunDirectory, job: dict[str, Any] | None, known: dict[str, slur
         loss=metrics.get("loss"),
         tokens_per_second=metrics.get("tokens_per_second"),
         attempts=len(tries),
-        nodes=nodes,
+        nodes=(in_slurm.nodes if in_slurm else "") or (last.facts().get("nodes", "") if last else ""),
+        excluded_nodes=excluded(run),
         recipe=plan.recipe,
         updated=metrics.get("time"),
-        seconds_left=_seconds_left(run, tries[-1].number, plan.max_steps) if state == "running" and tries else None,
+        seconds_left=_seconds_left(run, tries[-1].number, plan.max_steps) if now.state == "running" and tries else None,
     )
 
 
+@dataclass(frozen=True)
+class _Now:
+    state: str
+    reason: str = ""
+    """Where the newest attempt's verdict does not give it."""
+    verdict: str | None = None
+    """Likewise: a job that ends while it waits has no attempt that could say so."""
+
+
 def _state(
-    run: RunDirectory, job: dict[str, Any], tries: list[Attempt], known: dict[str, slurm.SlurmJob] | None
-) -> tuple[str, str, str]:
-    """State, its reason, and the nodes."""
-    last = tries[-1] if tries else None
-    nodes = last.facts().get("nodes", "") if last else ""
-    in_slurm = (known or {}).get(job["job_id"])
-    if in_slurm and in_slurm.state in QUEUED_IN_SLURM:
-        return ("requeued" if last else "queued"), in_slurm.reason, in_slurm.nodes
-    if last and last.verdict():
-        return _ended(last), "", nodes
+    run: RunDirectory, job: dict[str, Any], last: Attempt | None, known: dict[str, slurm.SlurmJob] | None
+) -> _Now:
+    """`last`: the newest attempt of this job."""
+    verdict = last.verdict() if last else None
+    if verdict and not verdict.get("again"):
+        return _Now(_ended(verdict["verdict"]))
+    between = "requeued" if verdict else "running" if last else "queued"
     if job["cluster"] == "local":
         if local.is_alive(int(job["job_id"]), job["process_started"]):
-            return ("running" if last else "queued"), "", nodes
-        _settle(run, job, last, attempts.CRASHED, "the job's process is gone and left no word")
-        return (_ended(last) if last else "failed"), "the job's process is gone and left no word", nodes
+            return _Now(between)
+        return _gone(run, job, last, verdicts.CRASHED, "the job's process is gone and left no word")
     if known is None:
-        return (
-            ("running" if last else "queued"),
-            "Slurm's controller does not answer; this is its last known state",
-            nodes,
-        )
+        return _Now(between, "Slurm's controller does not answer; this is the last known state")
+    in_slurm = known.get(job["job_id"])
     if in_slurm is None or in_slurm.state not in ALIVE_IN_SLURM:
-        return _gone(run, job, last, in_slurm), (in_slurm.reason if in_slurm else ""), nodes
-    return ("stopping" if in_slurm.state == "COMPLETING" else "running"), "", in_slurm.nodes
+        slurm_state = in_slurm.state if in_slurm else "nothing any more"
+        verdict_of_slurm = verdicts.BY_SLURM_STATE.get(slurm_state, verdicts.CRASHED)
+        return _gone(run, job, last, verdict_of_slurm, f"Slurm says {slurm_state}")
+    if in_slurm.state in QUEUED_IN_SLURM:
+        return _Now("requeued" if last else "queued", in_slurm.reason)
+    return _Now("stopping" if in_slurm.state == "COMPLETING" and not verdict else between)
 
 
-def _gone(run: RunDirectory, job: dict[str, Any], last: Attempt | None, in_slurm: slurm.SlurmJob | None) -> str:
-    """The state of a run whose job is no longer in the queue and left no verdict; leaves one."""
-    slurm_state = in_slurm.state if in_slurm else "nothing any more"
-    verdict = _VERDICTS.get(slurm_state, attempts.CRASHED)
-    _settle(run, job, last, verdict, f"Slurm says {slurm_state}")
-    if last:
-        return _ended(last)
-    cancelled = run.cancelled() is not None or verdict == attempts.CANCELLED
-    return "cancelled" if cancelled else "failed"
-
-
-def _settle(run: RunDirectory, job: dict[str, Any], last: Attempt | None, verdict: str, reason: str) -> None:
-    """Write the verdict that the attempt could not write: Slurm forgets what it knows after some minutes."""
-    wish = run.cancelled()
-    if wish and wish["job_id"] == job["job_id"]:
-        verdict, reason = attempts.CANCELLED, f"by {wish['user']}"
+def _gone(run: RunDirectory, job: dict[str, Any], last: Attempt | None, verdict: str, reason: str) -> _Now:
+    """The state of a run whose job has ended without a last word. Gives the verdict that the attempt could not give:
+    Slurm forgets what it knows after some minutes."""
+    wish, finished = run.cancelled(), last.finished() if last else None
+    if finished:
+        verdict, reason = verdicts.COMPLETED, f"all {finished['step']} steps done"
+    elif wish and wish["job_id"] == job["job_id"]:
+        verdict, reason = verdicts.CANCELLED, f"by {wish['user']}"
     if last:
         last.give_verdict(verdict, reason)
+        # Whatever was written in the meantime counts more.
+        written = last.verdict()
+        if written and not written.get("again"):
+            return _Now(_ended(written["verdict"]))
+    return _Now(_ended(verdict), reason, verdict)
 
 
-def _ended(attempt: Attempt) -> str:
-    verdict = (attempt.verdict() or {}).get("verdict")
-    return {attempts.COMPLETED: "completed", attempts.CANCELLED: "cancelled"}.get(str(verdict), "failed")
+def _ended(verdict: str) -> str:
+    return {verdicts.COMPLETED: "completed", verdicts.CANCELLED: "cancelled"}.get(verdict, "failed")
 
 
 def _seconds_left(run: RunDirectory, attempt: int, max_steps: int) -> float | None:

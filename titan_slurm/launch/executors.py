@@ -59,7 +59,9 @@ class LocalExecutor(submitit.LocalExecutor):  # type: ignore[misc]
         return {"job_id": job.job_id, "cluster": "local", "process_started": local.started(int(job.job_id))}
 
     def _submit_command(self, command: str) -> Any:
-        environment = os.environ | {
+        # Inside a job of Slurm's, its names would be taken for those of this one.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        environment = inherited | {
             "SUBMITIT_EXECUTOR": "local",
             "SUBMITIT_LOCAL_COMMAND": command,
             "SUBMITIT_LOCAL_NTASKS": str(self.plan.layout.world_size),

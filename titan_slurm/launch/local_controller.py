@@ -23,6 +23,8 @@ class LocalController(Controller):  # type: ignore[misc]
         attempt = Attempt(Path(os.environ[ATTEMPT_VARIABLE]))
         for rank in range(self.ntasks):
             log = JobPaths(self.folder, self.pid, rank).stdout
+            # Every attempt has the same job id here, and a log of its own.
+            log.unlink(missing_ok=True)
             log.symlink_to(attempt.log_file(rank))
         super().start_tasks()
 

@@ -8,7 +8,12 @@ from typing import Any
 from titan_slurm.cluster import local
 from titan_slurm.errors import BadInputError, Problem, did_you_mean
 from titan_slurm.recipe.layout import OPTIONAL_SIZES, SIZES, model_shape
-from titan_slurm.recipe.mapping import activation_checkpointing, optimizer_values, torchtitan_values
+from titan_slurm.recipe.mapping import (
+    MAP_STYLE_DATASETS,
+    activation_checkpointing,
+    optimizer_values,
+    torchtitan_values,
+)
 from titan_slurm.recipe.resolve import ResolvedRecipe
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
@@ -17,6 +22,7 @@ CLUSTERS = ("local", "slurm")
 _BUILT_IN_VOCAB_SIZE = 2048
 # 256 bytes and two special tokens.
 _SMALLEST_VOCAB_SIZE = 258
+_TEXT_FILES = (".jsonl", ".txt", ".parquet")
 
 
 def make_plan(resolved: ResolvedRecipe, run: RunDirectory, cluster: str) -> Plan:
@@ -44,7 +50,8 @@ def make_plan(resolved: ResolvedRecipe, run: RunDirectory, cluster: str) -> Plan
         activation_checkpointing=activation_checkpointing(recipe),
         wandb=recipe.wandb.model_dump(),
         torchtitan=torchtitan,
-        slurm=recipe.slurm.model_dump() | {"requeue": recipe.requeue.enabled},
+        slurm=recipe.slurm.model_dump(),
+        requeue=recipe.requeue.model_dump(),
         values={".".join(key): {"value": each.value, "from": each.origin} for key, each in resolved.values.items()},
     )
 
@@ -69,14 +76,31 @@ def _data(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
     elif vocab_size < _SMALLEST_VOCAB_SIZE:
         what = f"the model's vocabulary of {vocab_size} is too small for the built-in tokenizer"
         problems.append(_problem(resolved, "model", "vocab_size", what, f"at least {_SMALLEST_VOCAB_SIZE}"))
-    if path and Path(path).exists():
+    if path and data.dataset in MAP_STYLE_DATASETS:
+        path = str(Path(path).expanduser().absolute())
+        _check_own_data(resolved, Path(path), problems)
+    elif path and Path(path).exists():
         path = str(Path(path).absolute())
     return {
         "dataset": data.dataset,
         "dataset_path": path,
+        "map_style": data.dataset in MAP_STYLE_DATASETS,
         "tokenizer": tokenizer,
         "tokenizer_vocab_size": min(_BUILT_IN_VOCAB_SIZE, vocab_size),
     }
+
+
+def _check_own_data(resolved: ResolvedRecipe, path: Path, problems: list[Problem]) -> None:
+    if not path.exists():
+        problems.append(_problem(resolved, "data", "dataset_path", f"there is no {path}"))
+    elif resolved.recipe.data.dataset == "tokens" and not (path / "tokens.json").is_file():
+        hint = "the assets/tokens folder of a run that has tokenized it"
+        problems.append(_problem(resolved, "data", "dataset_path", f"{path} holds no prepared tokens", hint))
+    elif resolved.recipe.data.dataset == "text":
+        files = path.rglob("*") if path.is_dir() else [path]
+        if not any(file.suffix in _TEXT_FILES for file in files):
+            hint = f"known are {', '.join(_TEXT_FILES)}"
+            problems.append(_problem(resolved, "data", "dataset_path", f"{path} holds no text", hint))
 
 
 def _device(resolved: ResolvedRecipe, cluster: str, problems: list[Problem]) -> str:

@@ -29,6 +29,14 @@ _MAY_CHANGE = (
     "validator.",
     "debug.print_config",
 )
+# And where the place in the data is one number of samples: how many are drawn at once, by whom, and how.
+_MAY_CHANGE_IF_MAP_STYLE = (
+    "training.local_batch_size",
+    "dataloader.num_workers",
+    "dataloader.persistent_workers",
+    "dataloader.prefetch_factor",
+    "dataloader.pin_memory",
+)
 _SCHEDULE_END = "lr_scheduler.total_steps"
 
 
@@ -75,9 +83,12 @@ def _differences(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:
         "the model": (before.model, after.model),
         "the data": (before.data, after.data),
         "the optimizer": (before.optimizer, after.optimizer),
-        "the data-parallel degree": (before.layout.data_parallel, after.layout.data_parallel),
     }
+    may_change = _MAY_CHANGE + (_MAY_CHANGE_IF_MAP_STYLE if before.data["map_style"] else ())
+    if not before.data["map_style"]:
+        what = f"the data-parallel degree, to which the place in {before.data['dataset']!r} is tied,"
+        pairs[what] = (before.layout.data_parallel, after.layout.data_parallel)
     for path in sorted(before.torchtitan.keys() | after.torchtitan.keys()):
-        if not path.startswith(_MAY_CHANGE):
+        if not path.startswith(may_change):
             pairs[path] = (before.torchtitan.get(path), after.torchtitan.get(path))
     return [(what, old, new) for what, (old, new) in pairs.items() if old != new]

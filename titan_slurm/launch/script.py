@@ -11,6 +11,7 @@ import jinja2
 from titan_slurm.errors import bad_input
 from titan_slurm.recipe import find
 from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.nodes import excluded
 from titan_slurm.run.plan import Plan
 
 _TEMPLATES = {"slurm": "base", "local": "local"}
@@ -72,8 +73,12 @@ def sbatch_options(plan: Plan, run: RunDirectory) -> dict[str, Any]:
         "constraint": slurm["constraint"],
         "reservation": slurm["reservation"],
         "exclusive": slurm["exclusive"] or None,
-        "requeue" if slurm["requeue"] else "no-requeue": True,
-        "output": run.path / "job.log",
+        "exclude": ",".join(excluded(run)) or None,
+        "requeue" if plan.requeue["enabled"] else "no-requeue": True,
+        # Only the ranks get it, not this script, which has to act after they have left.
+        "signal": f"USR2@{slurm['signal_lead']}",
+        # Slurm replaces %j and its like, also where a folder is called so.
+        "output": str(run.path / "job.log").replace("%", "%%"),
         # A requeued job must not wipe out what its earlier attempts said.
         "open-mode": "append",
     }

@@ -202,3 +202,9 @@ def _check_pipeline_batch(recipe: Recipe, misfits: list[Misfit]) -> None:
     if batch % microbatch:
         what = f"{microbatch} does not divide batch_size {batch}"
         misfits.append(Misfit(("parallelism", "pipeline_microbatch_size"), what))
+    stages = recipe.parallelism.pipeline_parallel
+    if batch % microbatch == 0 and batch // microbatch < stages:
+        what = (
+            f"batch_size {batch} makes {batch // microbatch} microbatches of {microbatch}, fewer than {stages} stages"
+        )
+        misfits.append(Misfit(("training", "batch_size"), what, f"at least {stages * microbatch}"))

@@ -47,6 +47,9 @@ WORDS: dict[tuple[str, str], str] = {
     ("wandb", "enabled"): "metrics.enable_wandb",
 }
 
+# Datasets of this toolkit beside torchtitan's: tokenized once into a file, in which every sample has a number.
+MAP_STYLE_DATASETS = ("python_docs", "text", "tokens")
+
 # Paths that other words of the recipe decide, and which.
 _DECIDED_BY = {
     "dataloader.dataset_path": "[data] dataset_path",

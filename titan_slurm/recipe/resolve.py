@@ -12,7 +12,7 @@ import pydantic
 from titan_slurm.errors import BadInputError, Problem, bad_input, did_you_mean
 from titan_slurm.recipe import find, toml
 from titan_slurm.recipe.layout import OPTIONAL_SIZES, SIZES, make_layout, missing_sizes
-from titan_slurm.recipe.mapping import activation_checkpointing, problem_with, torchtitan_schema
+from titan_slurm.recipe.mapping import MAP_STYLE_DATASETS, activation_checkpointing, problem_with, torchtitan_schema
 from titan_slurm.recipe.schema import Recipe, field_names, sections
 from titan_slurm.recipe.toml import Key
 from titan_slurm.run.plan import Layout
@@ -97,7 +97,8 @@ def resolve(
     problems: list[Problem] = []
     for file in _with_bases(found):
         # What a base says of itself (its name, its version) is not said of the recipe that extends it.
-        merged = {key: value for key, value in merged.items() if key[0] != "recipe"}
+        about, merged = _split(merged, "recipe")
+        _validate(about, problems)
         _lay_over(merged, _file_layer(file))
     for layer in (_environment_layer(environment), _override_layer(overrides)):
         _lay_over(merged, layer)
@@ -145,6 +146,12 @@ def _file_layer(file: toml.TomlFile) -> dict[Key, Value]:
         path = tuple(".".join(key).split(".")) if key[0] == "torchtitan" else key
         layer[path] = Value(value, file.where(key if key[0] in known else key[:1]))
     return layer
+
+
+def _split(merged: dict[Key, Value], section: str) -> tuple[dict[Key, Value], dict[Key, Value]]:
+    """The values of a section, and all others."""
+    inside = {key: value for key, value in merged.items() if key[0] == section}
+    return inside, {key: value for key, value in merged.items() if key[0] != section}
 
 
 def _environment_layer(environment: Mapping[str, str]) -> dict[Key, Value]:
@@ -353,10 +360,10 @@ def _check_model_name(recipe: Recipe, problem: Any) -> None:
 
 def _check_data(recipe: Recipe, problem: Any) -> None:
     data = recipe.data
-    known = [*torchtitan_schema()["datasets"], "python_docs"]
+    known = [*torchtitan_schema()["datasets"], *MAP_STYLE_DATASETS]
     if data.dataset not in known:
         problem("data", "dataset", f"no dataset {data.dataset!r}", did_you_mean(data.dataset, known))
-    if data.num_workers > 1 and data.dataset in ("python_docs", "c4_test"):
+    if data.num_workers > 1 and data.dataset == "c4_test":
         problem(
             "data",
             "num_workers",
@@ -365,3 +372,6 @@ def _check_data(recipe: Recipe, problem: Any) -> None:
         )
     if data.dataset == "python_docs" and data.dataset_path:
         problem("data", "dataset_path", "python_docs is built in and has no path", "leave one out")
+    if data.dataset in ("text", "tokens") and not data.dataset_path:
+        what = "a file or folder of text" if data.dataset == "text" else "the assets/tokens folder of a run"
+        problem("data", "dataset_path", f"data.dataset = {data.dataset!r} needs one", what)

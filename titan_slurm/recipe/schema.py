@@ -41,7 +41,9 @@ Memory = Annotated[
     str, Field(coerce_numbers_to_str=True), _matching(r"\d+[KMGT]?", "a size as sbatch takes it, e.g. 500G")
 ]
 # Stands in a line of the batch script.
-Line = Annotated[str, Field(strict=True), _matching(r"[^\x00-\x1f\x7f]+", "one line of text, and not empty")]
+Line = Annotated[
+    str, Field(coerce_numbers_to_str=True), _matching(r"[^\x00-\x1f\x7f]+", "one line of text, and not empty")
+]
 
 
 class Section(BaseModel):
@@ -78,8 +80,16 @@ class ModelSection(Section):
 class DataSection(Section):
     """`[data]`: text and tokenizer. Left out: Python's own reference pages, for debugging."""
 
-    dataset: Text = Field("python_docs", description="a dataset that torchtitan knows, or python_docs (built in)")
-    dataset_path: Text | None = Field(None, description="where the dataset lies, if not where torchtitan looks")
+    dataset: Text = Field(
+        "python_docs",
+        description="python_docs (built in); text: your own files, tokenized once by the run; tokens: what a run has "
+        "tokenized; or a dataset that torchtitan knows",
+    )
+    dataset_path: Text | None = Field(
+        None,
+        description='text: a .jsonl (field "text"), .txt or .parquet file, or a folder of them; tokens: a run\'s '
+        "assets/tokens; else where the dataset lies, if not where torchtitan looks",
+    )
     tokenizer: Text = Field(
         "python_docs", description="folder with a Hugging Face tokenizer, or python_docs (built in)"
     )
@@ -98,7 +108,7 @@ class TrainingSection(Section):
     learning_rate: PositiveNumber | None = Field(None, description="the same as optimizer.lr")
     warmup_steps: Count | None = Field(None, description="the same as lr_schedule.warmup_steps")
     max_grad_norm: PositiveNumber = Field(1.0, description="gradients are clipped to this norm")
-    seed: Count = Field(0, description="of the weights' initial values")
+    seed: Count = Field(0, description="of the weights' initial values and the order of the data")
     deterministic: Flag = Field(False, description="only deterministic algorithms, at some cost")
     dtype: Literal["bf16", "fp32"] = Field("fp32", description="of weights, gradients and optimizer states")
     mixed_precision: Literal["bf16", "fp32"] = Field("bf16", description="of the computation in forward and backward")
@@ -202,12 +212,25 @@ class SlurmSection(Section):
     constraint: Line | None = None
     reservation: Line | None = None
     exclusive: Flag = False
+    signal_lead: Annotated[int, Field(ge=10, le=65535, strict=True)] = Field(
+        120, description="seconds before the time limit at which the ranks are asked to stop and save"
+    )
 
 
 class RequeueSection(Section):
-    """`[requeue]`."""
+    """`[requeue]`: when a run comes back by itself. The numbers are how often an attempt may end so, one after another
+    without a new checkpoint; preemptions and time limits are free while there are new ones."""
 
-    enabled: Flag = Field(True, description="let Slurm start the job again after a preemption or a node failure")
+    enabled: Flag = Field(True, description="come back at all")
+    crashed: Count = Field(3, description="an error, or a killed rank")
+    hung: Count = Field(3, description="no step ended in time")
+    node_failure: Count = Field(5, description="Slurm lost a node")
+    stalled: Count = Field(5, description="attempts, whatever their end, that left no new checkpoint")
+    crash_delay: Number = Field(30.0, description="seconds before the restart after a crash; doubled each time")
+    hang_timeout: PositiveNumber | None = Field(
+        None,
+        description="seconds without the end of a step that count as hung; learned from the run's steps if left out",
+    )
 
 
 class Recipe(Section):

@@ -1,4 +1,4 @@
-"""One start of a run by the scheduler: its folder, how it begins, and the verdict it ends with."""
+"""One start of a run by the scheduler: its folder, and what its ranks and its batch script write there."""
 
 import contextlib
 import os
@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titan_slurm.run.files import read_json, write_json
+from titan_slurm.run.files import read_json, write_json, write_json_once
+from titan_slurm.run.verdict import CRASHED
 
 # The rank's environment names its attempt's folder by this variable; the batch script sets it.
 ATTEMPT_VARIABLE = "TITAN_SLURM_ATTEMPT"
-
-COMPLETED = "completed"
-CANCELLED = "cancelled"
-CRASHED = "crashed"
-PREEMPTED = "preempted"
-TIME_LIMIT = "time_limit"
-NODE_FAILURE = "node_failure"
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Attempt:
         return int(self.path.name)
 
     def facts(self) -> dict[str, Any]:
-        """What was known at its start: {"started", "job_id", "nodes", "restart_count", "host"}."""
+        """What was known at its start: {"started", "job_id", "nodes", "restart_count", "host", "saved_step"}."""
         return read_json(self.path / "attempt.json") or {}
 
     def log_file(self, rank: int) -> Path:
@@ -45,14 +39,27 @@ class Attempt:
         found = {int(path.stem.removeprefix("rank_")): path for path in self.path.glob("rank_*.log")}
         return dict(sorted(found.items()))
 
+    def hosts(self) -> list[str]:
+        """The host of each rank, once they have met; before that an empty list."""
+        return list((read_json(self.path / "hosts.json") or {}).get("hosts", []))
+
+    def set_hosts(self, hosts: list[str]) -> None:
+        """Rank 0 writes down where the ranks are, in their order."""
+        write_json(self.path / "hosts.json", {"hosts": hosts})
+
     def verdict(self) -> dict[str, Any] | None:
-        """Why the attempt ended: {"verdict", "reason", "time"}; None while it runs or if nobody has found out yet."""
+        """Why the attempt ended: {"verdict", "reason", "time", "saved_step", "again", "why"}; None while it runs, or
+        if nobody has found out yet."""
         return read_json(self.path / "verdict.json")
 
-    def give_verdict(self, verdict: str, reason: str) -> None:
+    def give_verdict(self, verdict: str, reason: str, **more: Any) -> None:
         """Write the verdict, once: the first one stands."""
-        if self.verdict() is None:
-            write_json(self.path / "verdict.json", {"verdict": verdict, "reason": reason, "time": time.time()})
+        value = {"verdict": verdict, "reason": reason, "time": time.time()} | more
+        write_json_once(self.path / "verdict.json", value)
+
+    def amend_verdict(self, **more: Any) -> None:
+        """Add to the verdict what became of it."""
+        write_json(self.path / "verdict.json", (self.verdict() or {}) | more)
 
     def finish(self, step: int) -> None:
         """Rank 0 says that the run's last step is done and saved."""
@@ -62,23 +69,33 @@ class Attempt:
         """What `finish` wrote."""
         return read_json(self.path / "finished.json")
 
-    def report_error(self, rank: int, error: str, traceback: str) -> None:
-        """A rank says why it leaves: `error` in one line, and the whole traceback."""
-        value = {"rank": rank, "error": error, "traceback": traceback, "time": time.time(), "host": _host()}
-        write_json(self.path / f"error_rank_{rank}.json", value)
+    def stop(self, signal: str, step: int, *, saved: bool, why: str = "") -> None:
+        """A rank says that the ranks stop at this step because of a signal; `why` it is not saved, if it is not."""
+        value = {"signal": signal, "step": step, "saved": saved, "why": why, "time": time.time()}
+        write_json(self.path / "stopped.json", value)
 
-    def first_error(self) -> dict[str, Any] | None:
-        """The earliest error of any rank: the cause, where the later ones are mostly its consequences."""
+    def stopped(self) -> dict[str, Any] | None:
+        """What `stop` wrote."""
+        return read_json(self.path / "stopped.json")
+
+    def report_error(self, rank: int, error: str, traceback: str, *, step: int | None, kind: str = CRASHED) -> None:
+        """A rank says why it leaves: `error` in one line, the whole traceback, and the last step that it ended in this
+        attempt (None: none)."""
+        value = {"rank": rank, "error": error, "traceback": traceback, "step": step, "kind": kind}
+        write_json(self.path / f"error_rank_{rank}.json", value | {"time": time.time(), "host": host()})
+
+    def errors(self) -> list[dict[str, Any]]:
+        """What the ranks reported, earliest first: the first is the cause, later ones are mostly its consequences."""
         errors = [error for path in self.path.glob("error_rank_*.json") if (error := read_json(path))]
-        return min(errors, key=lambda error: float(error["time"]), default=None)
+        return sorted(errors, key=lambda error: float(error["time"]))
+
+    def stacks_file(self, rank: int) -> Path:
+        """Where a rank's stacks go if it hangs."""
+        return self.path / f"stacks_rank_{rank}.txt"
 
 
-def begin(run: Path) -> Attempt:
-    """Make the next attempt's folder. Raises FileNotFoundError if `run` is not there.
-
-    Called once by the batch script, before any rank starts, and again when Slurm starts the script again.
-    """
-    folder = run / "attempts"
+def new_attempt(folder: Path) -> Attempt:
+    """Make the next attempt's folder in a run's `attempts`."""
     folder.mkdir(exist_ok=True)
     while True:
         taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
@@ -86,40 +103,9 @@ def begin(run: Path) -> Attempt:
         # Making a folder is atomic: of two that try the same number one fails, and takes the next.
         with contextlib.suppress(FileExistsError):
             attempt.path.mkdir()
-            break
-    facts = {
-        "started": time.time(),
-        "job_id": os.environ.get("SLURM_JOB_ID") or os.environ.get("TITAN_SLURM_LOCAL_JOB_ID", ""),
-        "nodes": os.environ.get("SLURM_JOB_NODELIST") or _host(),
-        "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        "host": _host(),
-    }
-    write_json(attempt.path / "attempt.json", facts)
-    return attempt
+            return attempt
 
 
-def end(attempt: Attempt, exit_code: int) -> str:
-    """Give the verdict of an attempt whose ranks have all left, and return it."""
-    finished = attempt.finished()
-    error = attempt.first_error()
-    if finished and exit_code == 0:
-        verdict, reason = COMPLETED, f"all {finished['step']} steps done"
-    elif error:
-        verdict, reason = CRASHED, f"rank {error['rank']} on {error['host']}: {error['error']}"
-    elif exit_code == 0:
-        verdict, reason = CRASHED, "the ranks left without an error before the last step"
-    else:
-        verdict, reason = CRASHED, _describe_exit(exit_code)
-    attempt.give_verdict(verdict, reason)
-    return verdict
-
-
-def _describe_exit(exit_code: int) -> str:
-    # A shell reports a process that died by signal N as 128 + N.
-    if exit_code > 128:
-        return f"a rank was killed by signal {exit_code - 128}, or left with exit code {exit_code}"
-    return f"a rank left with exit code {exit_code}"
-
-
-def _host() -> str:
+def host() -> str:
+    """This node, by Slurm's name for it if it has one."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

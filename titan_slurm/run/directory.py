@@ -61,9 +61,19 @@ class RunDirectory:
         return self.path / "assets"
 
     @property
+    def nodes_file(self) -> Path:
+        """The nodes that have failed this run."""
+        return self.path / "nodes.json"
+
+    @property
     def cancel_file(self) -> Path:
         """The user's wish to end the run, written before the scheduler is told."""
         return self.path / "cancel.json"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """Where the plan in force has its checkpoints; not always inside the run."""
+        return Path(self.plan().torchtitan["checkpoint.folder"])
 
     def exists(self) -> bool:
         """Whether this folder is a run."""

@@ -11,31 +11,34 @@ from typing import Any
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text`: a reader, or a crash at any instant, sees the old content or the new, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; a run is often shared with a group.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with _written_beside(path, text) as temporary:
+        temporary.replace(path)
     sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of `value` as JSON."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, _json_text(value))
+
+
+def write_json_once(path: Path, value: Any) -> bool:
+    """As `write_json`, but what is in `path` already stands: of several writers at once, one wins. Returns whether it
+    was this one."""
+    with _written_beside(path, _json_text(value)) as temporary:
+        try:
+            # Unlike a rename, a link never takes the place of what is there.
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+    sync_directory(path.parent)
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None if there is no such file."""
+    """The JSON object in `path`, or None if there is no such file, nor perhaps a folder for it."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return value
 
@@ -84,6 +87,27 @@ def last_json_line(path: Path) -> dict[str, Any] | None:
             if isinstance(value, dict):
                 return value
     return None
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, text: str) -> Iterator[Path]:
+    """A file with that text on stable storage, in the folder of `path`; gone afterwards, unless it got another name."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner may read; a run is often shared with a group.
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _umask() -> int:

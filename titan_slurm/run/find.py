@@ -22,14 +22,29 @@ def all_runs(folder: Path) -> list[RunDirectory]:
     return [run for run in runs if run.exists()]
 
 
+def unreadable(run: RunDirectory) -> str:
+    """Why a run's plan cannot be read: empty if it can."""
+    try:
+        run.plan()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
 def find_run(text: str, folder: Path) -> RunDirectory:
-    """The run of that name, path or job id. Raises BadInputError if there is none."""
+    """The run of that name, path or job id. Raises BadInputError if there is none, or if its plan cannot be read."""
     for path in (folder / text, Path(text).absolute()):
         if RunDirectory(path).exists():
-            return RunDirectory(path)
+            return _checked(RunDirectory(path))
     runs = all_runs(folder)
     for run in reversed(runs):
         if any(job["job_id"] == text for job in run.jobs()):
-            return run
+            return _checked(run)
     where = f"no run {text!r} in {folder}"
     raise bad_input("", where, did_you_mean(text, [run.name for run in runs]))
+
+
+def _checked(run: RunDirectory) -> RunDirectory:
+    if why := unreadable(run):
+        raise bad_input(str(run.plan_file), why)
+    return run

@@ -51,6 +51,7 @@ class Plan:
     torchtitan: dict[str, Any]
     """Dotted paths in torchtitan's `Trainer.Config` and their values."""
     slurm: dict[str, Any]
+    requeue: dict[str, Any]
     values: dict[str, dict[str, Any]]
     """Each recipe field that was set: {"value": …, "from": "file.toml:12" or "--set" or "environment NAME"}."""
     schema: int = SCHEMA
@@ -74,8 +75,13 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        """Read a plan back. Raises ValueError for a plan of another schema."""
+    def from_dict(cls, values: Any) -> "Plan":
+        """Read a plan back. Raises ValueError for what is no plan of this schema."""
+        if not isinstance(values, dict):
+            raise ValueError("the plan is not one of this titan-slurm: it is no table")
         if values.get("schema") != SCHEMA:
-            raise ValueError(f"plan has schema {values.get('schema')!r}, this titan-slurm reads {SCHEMA}")
-        return cls(**{**values, "layout": Layout(**values["layout"])})
+            raise ValueError(f"the plan has schema {values.get('schema')!r}, this titan-slurm reads {SCHEMA}")
+        try:
+            return cls(**{**values, "layout": Layout(**values["layout"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the plan is not one of this titan-slurm: {error}") from None

@@ -2,10 +2,8 @@
 dotted paths become attributes."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 from torchtitan.distributed.activation_checkpoint import FullAC, MemoryBudgetAC, SelectiveAC
@@ -16,7 +14,9 @@ from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
 from titan_slurm.train import cpu
-from titan_slurm.train.data import PYTHON_DOCS
+from titan_slurm.train.checkpoint import CheckpointManager
+from titan_slurm.train.data import tokenizer_folder, tokens_folder
+from titan_slurm.train.dataloader import TokenDataLoader
 from titan_slurm.train.models import model_spec
 
 _ACTIVATION_CHECKPOINTING: dict[str, Any] = {
@@ -47,14 +47,18 @@ def trainer_config(config_class: type, plan: Plan, run: RunDirectory, attempt: A
         model_spec=spec,
         optimizer=_optimizer(plan.optimizer),
         dump_folder=str(attempt.path),
-        hf_assets_path=_assets(plan.data["tokenizer"], run.assets_folder / "tokenizer"),
+        hf_assets_path=tokenizer_folder(run, plan),
         **defaults(plan.activation_checkpointing),
     )
     config.loss.loss_fn.global_vocab_size = decoder_vocab_size(spec)
-    config.dataloader.dataset_path = _assets(
-        plan.data["dataset"] if plan.data["dataset"] == PYTHON_DOCS else plan.data["dataset_path"],
-        run.assets_folder / "python_docs.jsonl",
-    )
+    if plan.data["map_style"]:
+        config.dataloader = TokenDataLoader.Config(
+            dataset_path=tokens_folder(run, plan),
+            seed=plan.torchtitan["debug.seed"],
+            global_batch_size=plan.layout.global_batch_size,
+        )
+    else:
+        config.dataloader.dataset_path = plan.data["dataset_path"]
     for path, value in plan.torchtitan.items():
         set_path(config, path, value)
     _validate(config)
@@ -69,10 +73,6 @@ def set_path(config: Any, path: str, value: Any) -> None:
     if field not in {each.name for each in dataclasses.fields(config)}:
         raise AttributeError(f"{type(config).__qualname__} has no field {field!r} (from the path {path!r})")
     setattr(config, field, value)
-
-
-def _assets(value: str | None, built_in: Path) -> Any:
-    return str(built_in) if value == PYTHON_DOCS else value
 
 
 def _optimizer(settings: dict[str, Any]) -> Any:

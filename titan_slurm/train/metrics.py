@@ -25,6 +25,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         """The run's `metrics.jsonl`."""
         attempt: int = 0
         """Number of the attempt, from 1."""
+        tokens_per_step: int = 0
+        """Of the whole run; torchtitan's own count goes wrong when the number of ranks changes."""
 
     def _build_metric_logger(self, **kwargs: Any) -> Any:
         others = super()._build_metric_logger(**kwargs)
@@ -33,7 +35,7 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         if torch.distributed.get_rank() != rank:
             return others
         config = kwargs["config"]
-        return _StepLogger(others, Path(config.metrics_file), config.attempt, parallel_dims.world_size)
+        return _StepLogger(others, config, parallel_dims.world_size)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         if device_type != "cpu":
@@ -53,12 +55,11 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
 
 
 class _StepLogger(torchtitan_metrics.BaseLogger):
-    """Writes a step to `metrics.jsonl`, then to the loggers that torchtitan built."""
+    """Writes a step to `metrics.jsonl`, then to the loggers that torchtitan built (wandb, TensorBoard)."""
 
-    def __init__(self, others: Any, file: Path, attempt: int, world_size: int) -> None:
-        self.others = others
-        self.file = file
-        self.attempt = attempt
+    def __init__(self, others: Any, config: MetricsProcessor.Config, world_size: int) -> None:
+        self.others: list[Any] = list(getattr(others, "_loggers", []))
+        self.config = config
         self.world_size = world_size
         self.last: dict[str, Any] = {}
 
@@ -67,22 +68,32 @@ class _StepLogger(torchtitan_metrics.BaseLogger):
             metrics = {name: value for name, value in metrics.items() if not name.startswith(_ONLY_ON_GPU)}
         if "loss_metrics/global_avg_loss" in metrics:
             self.last = self._record(metrics, step)
-            append_json_line(self.file, self.last)
-        self.others.log(metrics, step)
+            append_json_line(Path(self.config.metrics_file), self.last)
+        self._each("log", metrics, step)
+
+    def close(self) -> None:
+        self._each("close")
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        """Call the other loggers. One that fails is left out from then on: wandb's own process gets the SIGTERM of a
+        preemption too, and dies of it while the ranks have yet to save."""
+        for other in list(self.others):
+            try:
+                getattr(other, method)(*arguments)
+            except Exception as error:
+                logger.warning(f"{type(other).__name__} is gone ({type(error).__name__}: {error}); going on without it")
+                self.others.remove(other)
 
     def _record(self, metrics: dict[str, Any], step: int) -> dict[str, Any]:
         rates = [value for name, value in metrics.items() if name.startswith("lr")]
         return {
             "step": step,
             "time": time.time(),
-            "attempt": self.attempt,
+            "attempt": self.config.attempt,
             "loss": metrics["loss_metrics/global_avg_loss"],
             "grad_norm": metrics["grad_norm"],
             "lr": rates[0] if rates else None,
             # torchtitan counts per device; a run has one speed.
             "tokens_per_second": metrics["throughput(tps)"] * self.world_size,
-            "tokens": metrics.get("n_tokens_seen"),
+            "tokens": step * self.config.tokens_per_step,
         }
-
-    def close(self) -> None:
-        self.others.close()

@@ -1,16 +1,24 @@
 """One rank's life, from the first line of its process to its last. What it trains lives in the modules beside this one.
 
-Nothing heavy is imported before `live` runs: torch reads the environment when it is imported, so the environment has to
-be right first.
+Nothing heavy is imported before `live` runs: torch reads the environment when it is imported, and starts threads, so
+environment and signal mask have to be right first.
 """
 
+import multiprocessing
 import os
+import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from titan_slurm.run.attempt import ATTEMPT_VARIABLE, Attempt
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
+from titan_slurm.run.verdict import STOPPED_EXIT_CODE
+from titan_slurm.train.stop import StopRequest, block_signals
+
+if TYPE_CHECKING:
+    from titan_slurm.train.trainer import Trainer
 
 # What the launcher calls rank, local rank and number of ranks.
 _LAUNCHERS = (
@@ -22,52 +30,72 @@ _LAUNCHERS = (
 def live(run_path: str) -> None:
     """Train the run at `run_path` as the rank that the environment names, to its last step.
 
-    Leaves `finished.json` (rank 0) or `error_rank_N.json` in the attempt's folder; an error is raised again, so that
-    the process ends with a code other than 0.
+    Leaves `finished.json` or `stopped.json` (rank 0) or `error_rank_N.json` in the attempt's folder. Ends the process
+    with STOPPED_EXIT_CODE where the ranks stopped because they were asked to; an error is raised again.
     """
-    run = RunDirectory(Path(run_path))
-    attempt = Attempt(Path(os.environ[ATTEMPT_VARIABLE]))
-    rank, world_size = _enter_distributed_environment()
-    try:
-        plan = run.plan()
-        if world_size != plan.layout.world_size:
-            raise RuntimeError(f"the plan is for {plan.layout.world_size} ranks, but {world_size} were started")
-        _set_environment(plan, run)
-        _train(plan, run, attempt, rank, world_size)
-    except BaseException as error:
-        attempt.report_error(rank, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
-        raise
+    block_signals()
+    _Rank(RunDirectory(Path(run_path)), Attempt(Path(os.environ[ATTEMPT_VARIABLE]))).live()
 
 
-def _train(plan: Plan, run: RunDirectory, attempt: Attempt, rank: int, world_size: int) -> None:
-    if plan.device == "cpu":
-        from titan_slurm.train import cpu
+class _Rank:
+    def __init__(self, run: RunDirectory, attempt: Attempt) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.trainer: Trainer | None = None
+        self.stop = StopRequest(attempt, lambda: self.trainer.step if self.trainer else 0)
+        self.rank, self.world_size = _enter_distributed_environment()
 
-        cpu.install()
-    elif not _cuda_is_available():
-        raise RuntimeError("the plan asks for GPUs, but torch finds none here; a CPU run needs slurm.gpus_per_node = 0")
+    def live(self) -> None:
+        try:
+            plan = self.run.plan()
+            if self.world_size != plan.layout.world_size:
+                raise RuntimeError(f"the plan is for {plan.layout.world_size} ranks, {self.world_size} were started")
+            _set_environment(plan, self.run)
+            self._train(plan)
+        except BaseException as error:
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            step = self.trainer.last_step if self.trainer else None
+            self.attempt.report_error(self.rank, line, traceback.format_exc(), step=step)
+            raise
+        finally:
+            # Python would end them by SIGTERM, which they do not hear either, and then wait for them for ever.
+            for child in multiprocessing.active_children():
+                child.kill()
+        if self.trainer and self.trainer.stopped:
+            sys.exit(STOPPED_EXIT_CODE)
 
-    import torch.distributed
-    from torchtitan.tools.logging import init_logger
+    def _train(self, plan: Plan) -> None:
+        if plan.device == "cpu":
+            from titan_slurm.train import cpu
 
-    from titan_slurm.train import data, rendezvous
-    from titan_slurm.train.trainer import build_trainer
+            cpu.install()
+        elif not _cuda_is_available():
+            raise RuntimeError("the plan asks for GPUs, but torch finds none; a CPU run needs slurm.gpus_per_node = 0")
 
-    init_logger()
-    data.register()
-    store = rendezvous.meet(attempt, rank, world_size)
-    rendezvous.once(store, "assets", rank, lambda: data.prepare_assets(run, plan))
-    trainer = build_trainer(plan, run, attempt)
-    try:
-        trainer.train()
-        if trainer.step < plan.max_steps:
-            raise RuntimeError(f"the data ran out after step {trainer.step} of {plan.max_steps}")
-        torch.distributed.barrier()
-        if rank == 0:
-            attempt.finish(trainer.step)
-    finally:
-        trainer.close()
-    torch.distributed.destroy_process_group()
+        import torch.distributed
+        from torchtitan.tools.logging import init_logger
+
+        from titan_slurm.train import data, rendezvous
+        from titan_slurm.train.trainer import build_trainer
+        from titan_slurm.train.watchdog import Watchdog
+
+        init_logger()
+        store = rendezvous.meet(self.attempt, self.rank, self.world_size)
+        rendezvous.once(store, "assets", self.rank, lambda: data.prepare_assets(self.run, plan))
+        watchdog = Watchdog(self.attempt, self.rank, plan.requeue["hang_timeout"])
+        self.trainer = trainer = build_trainer(plan, self.run, self.attempt)
+        trainer.attend(self.attempt, self.stop, watchdog)
+        try:
+            trainer.train()
+            watchdog.close()
+            if not trainer.stopped and trainer.step < plan.max_steps:
+                raise RuntimeError(f"the data ran out after step {trainer.step} of {plan.max_steps}")
+            torch.distributed.barrier()
+            if self.rank == 0 and not trainer.stopped:
+                self.attempt.finish(trainer.step)
+        finally:
+            trainer.close()
+        torch.distributed.destroy_process_group()
 
 
 def _enter_distributed_environment() -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch.distributed import TCPStore
 
 from titan_slurm.run.attempt import Attempt
+from titan_slurm.run.attempt import host as host_of_rank
 from titan_slurm.run.files import read_json, write_json
 
 # A cold import of torch from a shared file system can take minutes.
@@ -40,16 +41,22 @@ def meet(attempt: Attempt, rank: int, world_size: int) -> TCPStore:
         # The documented way to say that the store's server runs already: rank 0 must not open a second one.
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
-    return TCPStore(host, address["port"], world_size, is_master=False, timeout=_PATIENCE)
+    store = TCPStore(host, address["port"], world_size, is_master=False, timeout=_PATIENCE)
+    store.set(f"titan_slurm/host/{rank}", host_of_rank())
+    if rank == 0:
+        keys = [f"titan_slurm/host/{each}" for each in range(world_size)]
+        store.wait(keys, _PATIENCE)
+        attempt.set_hosts([value.decode() for value in store.multi_get(keys)])
+    return store
 
 
 def once(store: TCPStore, name: str, rank: int, action: Callable[[], None]) -> None:
-    """Let rank 0 do `action` while the others wait for it."""
+    """Let rank 0 do `action` while the others wait for it, at most a day: a large text takes hours to tokenize."""
     if rank == 0:
         action()
         store.set(f"titan_slurm/{name}", "done")
     else:
-        store.wait([f"titan_slurm/{name}"], _PATIENCE)
+        store.wait([f"titan_slurm/{name}"], timedelta(days=1))
 
 
 def _own_names() -> list[str]:

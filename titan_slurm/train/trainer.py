@@ -1,19 +1,31 @@
 """torchtitan's Trainer, with what a run on this toolkit needs on top of it."""
 
+import signal
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import torch.distributed
 import torchtitan.trainer
+from torchtitan.tools.logging import logger
 
 from titan_slurm.run.attempt import Attempt
+from titan_slurm.run.checkpoints import expected_save_seconds
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
 from titan_slurm.train import cpu
+from titan_slurm.train.agreement import PendingAnswer, agreement
 from titan_slurm.train.config import trainer_config
 from titan_slurm.train.metrics import MetricsProcessor
+from titan_slurm.train.stop import StopRequest
+from titan_slurm.train.watchdog import Watchdog
+
+# A save takes as long as the ones before it, or a little longer.
+_SAVE_MARGIN = 1.5
 
 
 class Trainer(torchtitan.trainer.Trainer):
-    """torchtitan's training loop; differs only in its metrics, and on a CPU in how gradients are reduced."""
+    """torchtitan's training loop, which stops at a step when it is asked to, and saves if there is time."""
 
     # build() makes the class in whose body Config stands, so a subclass needs its own.
     @dataclass(kw_only=True, slots=True)
@@ -24,6 +36,68 @@ class Trainer(torchtitan.trainer.Trainer):
         super().__init__(config)
         if self.device.type == "cpu":
             cpu.reduce_by_sums(self.model_parts)
+        self.stopped = False
+        self.last_step: int | None = None
+        """The last step that ended in this attempt."""
+        self._attempt: Attempt | None = None
+        self._stop: StopRequest | None = None
+        self._watchdog: Watchdog | None = None
+        self._pending: PendingAnswer | None = None
+        agreement()
+
+    def attend(self, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> None:
+        """Listen to `stop` and report to `watchdog` while training."""
+        self._attempt, self._stop, self._watchdog = attempt, stop, watchdog
+
+    def should_continue_training(self) -> bool:
+        """Called by torchtitan's loop before each step, after the save and the validation of the one before.
+
+        The ranks agree without waiting: what is asked at one step is answered at the next, when the slowest rank has
+        long sent its part.
+        """
+        assert self._stop is not None and self._watchdog is not None
+        if self._pending:
+            self._watchdog.step_ended(self.step)
+            self.last_step = self.step
+        asked = self._pending.result() if self._pending else 0
+        if asked and self.step < self.config.training.steps:
+            self._leave(signal.Signals(asked).name)
+            return False
+        self._pending = agreement().ask_largest(self._stop.asked)
+        return bool(super().should_continue_training())
+
+    def close(self) -> None:
+        """As torchtitan's, which leaves its data workers behind."""
+        iterator: Any = getattr(getattr(self, "dataloader", None), "_iterator", None)
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+        super().close()
+
+    def _leave(self, asked: str) -> None:
+        """Save at this step, on all ranks or on none, and say so."""
+        assert self._stop is not None and self._attempt is not None
+        self.stopped = True
+        self._pending = None
+        left = agreement().from_rank_0(self._stop.seconds_left())
+        if self.checkpointer.finish(left):
+            why = agreement().from_rank_0(self._why_not_save())
+        else:
+            why = "an earlier save is still under way"
+        if not why:
+            logger.info(f"{asked}: saving at step {self.step} before leaving")
+            self.checkpointer.save(self.step, last_step=True)
+        if torch.distributed.get_rank() == 0:
+            self._attempt.stop(asked, self.step, saved=not why, why=why)
+        logger.info(f"{asked}: leaving at step {self.step}" + (f" without saving: {why}" if why else ""))
+
+    def _why_not_save(self) -> str:
+        """Why the save would not be complete before Slurm kills the job; empty if it would. Only rank 0's counts."""
+        assert self._stop is not None
+        left = self._stop.seconds_left()
+        takes = expected_save_seconds(Path(self.checkpointer.folder))
+        if left is None or takes is None or takes * _SAVE_MARGIN < left:
+            return ""
+        return f"a save takes {takes:.0f} s, and {left:.0f} s are left"
 
 
 def build_trainer(plan: Plan, run: RunDirectory, attempt: Attempt) -> Trainer:
@@ -31,4 +105,5 @@ def build_trainer(plan: Plan, run: RunDirectory, attempt: Attempt) -> Trainer:
     config = trainer_config(Trainer.Config, plan, run, attempt)
     config.metrics.metrics_file = str(run.metrics_file)
     config.metrics.attempt = attempt.number
+    config.metrics.tokens_per_step = plan.layout.global_batch_size * int(plan.torchtitan["training.seq_len"])
     return Trainer(config)

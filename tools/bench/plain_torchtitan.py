@@ -21,11 +21,9 @@ def main() -> None:
     import torchtitan.trainer
     from torchtitan.tools.logging import init_logger
 
-    from titan_slurm.train import data
     from titan_slurm.train.config import trainer_config
 
     init_logger()
-    data.register()
     plan.torchtitan["checkpoint.folder"] = str(folder / "checkpoints")
     config = trainer_config(torchtitan.trainer.Trainer.Config, plan, run, Attempt(folder))
     trainer = torchtitan.trainer.Trainer(config)

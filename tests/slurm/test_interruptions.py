@@ -1,0 +1,222 @@
+"""What Slurm does to a run, for real, and what the run makes of it: one test per row of the README's table.
+
+Every test trains the debug model on two nodes with two ranks each, and looks at the verdict, at whether the run came
+back or stayed away, and at the steps that were lost.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.slurm.conftest import Cluster
+
+# Long enough that whatever happens to a run happens in its middle.
+LONG = ("training.max_steps=400", "checkpointing.save_interval=1000", "requeue.crash_delay=1")
+
+
+def steps(cluster: Cluster, name: str) -> list[int]:
+    return [line["step"] for line in cluster.metrics(name)]
+
+
+def attempt_verdicts(cluster: Cluster, name: str) -> list[str | None]:
+    return [verdict and verdict["verdict"] for verdict in cluster.verdicts(name)]
+
+
+def ranks_of(cluster: Cluster, name: str) -> list[psutil.Process]:
+    """The processes of a run's ranks, by rank."""
+    folder = str(cluster.path(name) / "submitit")
+    found = {}
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        command = process.info["cmdline"] or []
+        if command[-2:] == ["submitit.core._submit", folder] and process.info["environ"]:
+            rank = process.info["environ"].get("SLURM_PROCID")
+            # Data workers and others that a rank started are not ranks.
+            if rank is not None and "slurmstepd" in (process.parent() or process).name():
+                found[int(rank)] = process
+    return [found[rank] for rank in sorted(found)]
+
+
+def start(cluster: Cluster, name: str, *settings: str, steps: int = 3) -> dict[str, Any]:
+    """Submit a long run and wait until it trains."""
+    cluster.submit(name, *LONG, *settings, nodes=2)
+    return cluster.wait(name, lambda status: status["step"] >= steps)
+
+
+def preempt(cluster: Cluster, seconds: int = 3) -> str:
+    """A job that takes all nodes from those of lower priority, and gives them back after some seconds."""
+    done = cluster.run(
+        "sbatch", "--parsable", "--partition=high", "--exclusive", "--nodes=4", "--output=/dev/null",
+        "--wrap", f"sleep {seconds}",
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def hurry(cluster: Cluster, status: dict[str, Any]) -> None:
+    """Start a requeued job now: Slurm would let it wait."""
+    cluster.run("scontrol", "update", f"JobId={status['job_id']}", "StartTime=now", check=False)
+
+
+def back(cluster: Cluster, name: str, attempts: int = 2, seconds: float = 300) -> dict[str, Any]:
+    """The status of a run whose next attempt has done a step."""
+    here = cluster.wait(
+        name, lambda status: status["attempts"] >= attempts or hurry(cluster, status) is not None, seconds
+    )
+    before = max(line["step"] for line in cluster.metrics(name))
+    del here
+    return cluster.wait(
+        name,
+        lambda status: any(line["attempt"] == attempts for line in cluster.metrics(name)) and status["step"] >= before,
+        seconds,
+    )
+
+
+@pytest.fixture
+def cancelled_at_the_end(cluster: Cluster) -> Iterator[list[str]]:
+    """Names of runs that are to be ended after the test, however it went."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        cluster.titan_slurm("cancel", name, check=False)
+        cluster.wait_for_end(name)
+
+
+def test_preempted_with_grace_time(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("grace")
+    start(cluster, "grace")
+    preempt(cluster)
+    back(cluster, "grace")
+    first = cluster.verdicts("grace")[0]
+    assert first is not None
+    assert first["verdict"] == "preempted"
+    assert f"stopped and saved at step {first['saved_step']}" in first["reason"]
+    # No step is lost and none is done twice.
+    done = steps(cluster, "grace")
+    assert done == list(range(1, len(done) + 1))
+
+
+def test_time_limit(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("limit")
+    # Slurm looks at limits twice a minute, and may send the signal up to a minute early.
+    start(cluster, "limit", "slurm.time='00:02:00'", "slurm.signal_lead=60", steps=1)
+    back(cluster, "limit")
+    first = cluster.verdicts("limit")[0]
+    assert first is not None
+    assert (first["verdict"], first["saved_step"] > 0) == ("time_limit", True)
+    done = steps(cluster, "limit")
+    assert done == list(range(1, len(done) + 1))
+
+
+def test_scancel_ends_the_run(cluster: Cluster) -> None:
+    status = start(cluster, "scancel")
+    cluster.run("scancel", status["job_id"])
+    status = cluster.wait_for_end("scancel")
+    assert (status["state"], status["verdict"]) == ("cancelled", "cancelled")
+    cluster.accounting(status["job_id"], "CANCELLED")
+    assert status["attempts"] == 1
+
+
+def test_scancel_within_the_grace_time_ends_the_run(cluster: Cluster) -> None:
+    # A run that has so much to do in one step that it is still there when the user changes their mind.
+    cluster.submit(
+        "twice", *LONG, "training.seq_len=1024", "training.batch_size=8", "training.global_batch_size=64", nodes=2
+    )
+    status = cluster.wait("twice", lambda status: status["step"] >= 1)
+    high = preempt(cluster, seconds=1)
+    cluster.wait("twice", lambda _: "PreemptTime=2" in cluster.run("scontrol", "show", "job", status["job_id"]).stdout)
+    cluster.run("scancel", status["job_id"])
+    status = cluster.wait_for_end("twice")
+    assert status["state"] == "cancelled"
+    assert status["attempts"] == 1
+    cluster.accounting(high, "COMPLETED")
+
+
+def test_a_rank_killed_by_sigkill(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("killed")
+    start(cluster, "killed", "checkpointing.save_interval=2", steps=5)
+    ranks_of(cluster, "killed")[1].kill()
+    back(cluster, "killed")
+    first = cluster.verdicts("killed")[0]
+    assert first is not None
+    assert first["verdict"] == "crashed"
+    done = steps(cluster, "killed")
+    # At most the steps since the last checkpoint are done twice, and with the same result.
+    assert len(done) - len(set(done)) <= 4
+    losses: dict[int, float] = {}
+    for line in cluster.metrics("killed"):
+        assert losses.setdefault(line["step"], line["loss"]) == line["loss"]
+
+
+def test_a_hanging_rank(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("hung")
+    start(cluster, "hung", "requeue.hang_timeout=10", "checkpointing.save_interval=2", steps=5)
+    os.kill(ranks_of(cluster, "hung")[1].pid, signal.SIGSTOP)
+    back(cluster, "hung")
+    first = cluster.verdicts("hung")[0]
+    assert first is not None
+    assert first["verdict"] == "hung"
+    stacks = (cluster.path("hung") / "attempts" / "0001" / "stacks_rank_0.txt").read_text()
+    assert "train_step" in stacks
+
+
+def test_requeue_by_the_user(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("requeued")
+    status = start(cluster, "requeued", "checkpointing.save_interval=2", steps=5)
+    cluster.run("scontrol", "requeue", status["job_id"])
+    back(cluster, "requeued")
+    assert attempt_verdicts(cluster, "requeued")[0] == "preempted"
+
+
+def test_preempted_during_start_up(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("early")
+    cluster.submit("early", *LONG, nodes=2)
+    cluster.wait("early", lambda _: bool(ranks_of(cluster, "early")))
+    preempt(cluster, seconds=1)
+    back(cluster, "early")
+    assert attempt_verdicts(cluster, "early")[0] == "preempted"
+
+
+def test_a_node_that_goes_down(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("node")
+    start(cluster, "node", "checkpointing.save_interval=2", steps=5)
+    node = cluster.hosts("node")[-1]
+    cluster.tool("kill-node", node)
+    try:
+        cluster.wait("node", lambda _: "down" in cluster.run("sinfo", "-h", "-n", node, "-o", "%t").stdout)
+        back(cluster, "node")
+    finally:
+        cluster.tool("start-node", node)
+    # All ranks of that node were dead before Slurm knew; either word for it is right, and the run is back.
+    assert attempt_verdicts(cluster, "node")[0] in ("crashed", "preempted", "node_failure")
+    assert node not in cluster.hosts("node")
+
+
+def test_a_crash_that_comes_again_at_every_start_is_not_retried(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    cluster.submit("sure", f"data.tokenizer={tmp_path / 'empty'}")
+    status = cluster.wait_for_end("sure")
+    assert (status["state"], status["verdict"], status["attempts"]) == ("failed", "crashed", 1)
+    assert "this error comes again at every start" in status["reason"]
+
+
+def test_a_spent_budget_ends_the_run_and_says_so(cluster: Cluster) -> None:
+    cluster.submit("spent", *LONG, "requeue.crashed=1", nodes=1)
+    for attempt in (1, 2):
+        cluster.wait("spent", lambda _, attempt=attempt: _steps_of_attempt(cluster, "spent", attempt) >= 1)
+        ranks_of(cluster, "spent")[0].kill()
+        if attempt == 1:
+            cluster.wait("spent", lambda status: status["state"] == "requeued")
+            hurry(cluster, cluster.status("spent"))
+    status = cluster.wait_for_end("spent")
+    assert (status["state"], status["verdict"], status["attempts"]) == ("failed", "crashed", 2)
+    assert "[requeue] crashed = 1" in status["reason"]
+
+
+def _steps_of_attempt(cluster: Cluster, name: str, attempt: int) -> int:
+    if not (cluster.path(name) / "metrics.jsonl").exists():
+        return 0
+    return sum(line["attempt"] == attempt for line in cluster.metrics(name))

@@ -1,0 +1,192 @@
+"""The two ends of an attempt, as the batch script calls them: `begin` before the ranks start, `end` when all have left,
+which finds the verdict and has the scheduler start the run again if that is right."""
+
+import os
+import time
+from pathlib import Path
+
+from titan_slurm.run import job, nodes, verdict
+from titan_slurm.run.attempt import Attempt, host, new_attempt
+from titan_slurm.run.checkpoints import newest_committed_step
+from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.files import write_json
+from titan_slurm.run.verdict import STOPPED_EXIT_CODE, Budgets, Evidence, Next, Past, Verdict
+
+# On a single machine the script itself starts again when `end` leaves with this code.
+AGAIN_EXIT_CODE = STOPPED_EXIT_CODE
+
+_NODE_ERRORS = ("CUDA error", "ECC", "Xid", "NVLink", "cudaError", "NCCL error", "ncclSystemError", "Bus error")
+# Slurm's own requeue comes within the grace time; longer waiting would only hold the nodes.
+_LONGEST_WAIT_S = 1800.0
+# For a controller that is being started again.
+_PATIENCE_S = 60.0
+
+
+def begin(run: RunDirectory) -> Attempt:
+    """Make the next attempt's folder. Called once by the batch script, before any rank starts, and again when Slurm
+    starts the script again."""
+    wish = run.cancelled()
+    if wish and wish["job_id"] == _job_id():
+        # The wish and the decision to come back crossed each other.
+        raise SystemExit(f"{wish['user']} has cancelled this run; `titan-slurm submit --resume` goes on with it")
+    settle(run)
+    _check_budgets(run)
+    attempt = new_attempt(run.attempts_folder)
+    facts = {
+        "started": time.time(),
+        "job_id": _job_id(),
+        "nodes": os.environ.get("SLURM_JOB_NODELIST") or host(),
+        "restart_count": _restart_count(),
+        "host": host(),
+        "saved_step": _saved_step(run),
+    }
+    write_json(attempt.path / "attempt.json", facts)
+    return attempt
+
+
+def settle(run: RunDirectory) -> None:
+    """Give a verdict to each attempt whose batch script was ended before it could find one. For the next attempt,
+    before it begins: no other can be running then."""
+    for attempt in run.attempts():
+        if attempt.verdict():
+            continue
+        facts = attempt.facts()
+        job_id = facts.get("job_id", _job_id())
+        slurm_state = job.past_state(job_id, facts.get("restart_count", 0)) if run.plan().cluster == "slurm" else ""
+        found = verdict.judge_lost(attempt.finished(), attempt.stopped(), slurm_state)
+        # If not, a user has submitted another job.
+        came_back = job_id == _job_id()
+        if not came_back and found.verdict == verdict.PREEMPTED and slurm_state not in verdict.BY_SLURM_STATE:
+            found = Verdict(verdict.CRASHED, f"job {job_id} ended without a word")
+        again = came_back and found.verdict not in (verdict.COMPLETED, verdict.CANCELLED)
+        attempt.give_verdict(found.verdict, found.reason, saved_step=_saved_step(run), again=again)
+
+
+def _check_budgets(run: RunDirectory) -> None:
+    """Leave if a budget is spent: Slurm brings a job back after a preemption or a node failure without asking."""
+    attempts = run.attempts()
+    past = _past(attempts)
+    then = verdict.after(past, budgets(run)) if past else Next(again=True)
+    if not then.again:
+        attempts[-1].amend_verdict(again=False, why=then.why)
+        raise SystemExit(then.why)
+
+
+def end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
+    """Find and write the verdict of an attempt whose ranks have all left; bring the run back if that is right.
+
+    Returns the exit code with which the job is to end, if Slurm has not ended it by then.
+    """
+    facts = job.ask(_PATIENCE_S) if run.plan().cluster == "slurm" else None
+    evidence = _evidence(run, attempt, exit_code, facts)
+    found = verdict.judge(evidence)
+    earlier = [each for each in run.attempts() if each.number < attempt.number]
+    then = verdict.after([*_past(earlier), _as_past(run, attempt, found)], budgets(run))
+    reason = found.reason
+    if found.verdict in (verdict.CRASHED, verdict.HUNG) and (bad := _bad_nodes(attempt, evidence)):
+        nodes.blame(run, bad, attempt.number, found.verdict)
+    # Anything but RUNNING means that Slurm has decided already: another requeue would raise a cancelled job. Whether
+    # the budgets allow what it decided is for the next attempt to see.
+    decided = facts is not None and facts.state != "RUNNING" and found.verdict != verdict.COMPLETED
+    if decided:
+        then = Next(again=found.verdict == verdict.PREEMPTED)
+    _give(run, attempt, found, reason, then)
+    if decided:
+        return exit_code or 1
+    if not then.again:
+        return 0 if found.verdict == verdict.COMPLETED else exit_code or 1
+    if run.plan().cluster == "local":
+        time.sleep(then.delay_s)
+        return AGAIN_EXIT_CODE
+    complaint = job.requeue(then.delay_s, nodes.excluded(run) if run.nodes_file.exists() else None)
+    if complaint:
+        _leave_to_slurm(attempt, found, complaint)
+    return exit_code or 1
+
+
+def budgets(run: RunDirectory) -> Budgets:
+    """The run's `[requeue]`."""
+    settings = run.plan().requeue
+    return Budgets(**{name: settings[name] for name in Budgets.__dataclass_fields__})
+
+
+def _give(run: RunDirectory, attempt: Attempt, found: Verdict, reason: str, then: Next) -> None:
+    attempt.give_verdict(
+        found.verdict,
+        reason,
+        saved_step=_saved_step(run),
+        repeats=found.repeats,
+        again=then.again,
+        delay_s=then.delay_s,
+        why=then.why,
+    )
+
+
+def _leave_to_slurm(attempt: Attempt, found: Verdict, complaint: str) -> None:
+    """Where the job cannot requeue itself: stay until Slurm ends it, which then requeues a preempted job by itself."""
+    advice = f"cannot requeue ({complaint}): `scontrol requeue {attempt.facts()['job_id']}` brings the run back"
+    if found.verdict == verdict.PREEMPTED:
+        attempt.amend_verdict(why=advice)
+        time.sleep(_LONGEST_WAIT_S)
+    attempt.amend_verdict(again=False, why=advice)
+
+
+def _evidence(run: RunDirectory, attempt: Attempt, exit_code: int, facts: job.JobFacts | None) -> Evidence:
+    errors = attempt.errors()
+    spoke = {int(error["rank"]) for error in errors}
+    ranks = run.plan().layout.world_size
+    # srun ends the others as soon as one has left with an error: silence then means nothing, unless nearly all spoke.
+    silent = [rank for rank in range(ranks) if rank not in spoke] if spoke and len(spoke) * 2 >= ranks else []
+    wish = run.cancelled()
+    return Evidence(
+        exit_code=exit_code,
+        finished=attempt.finished(),
+        stopped=attempt.stopped(),
+        error=errors[0] if errors else None,
+        silent_ranks=silent,
+        cancel_wish=wish if wish and wish["job_id"] == attempt.facts().get("job_id") else None,
+        job=facts,
+        restart_count=_restart_count(),
+    )
+
+
+def _bad_nodes(attempt: Attempt, evidence: Evidence) -> list[str]:
+    """The nodes of ranks that died without a word, or whose error is one of hardware."""
+    hosts = attempt.hosts()
+    suspects = {hosts[rank] for rank in evidence.silent_ranks if rank < len(hosts)}
+    if evidence.error and any(sign in evidence.error["error"] for sign in _NODE_ERRORS):
+        suspects.add(evidence.error["host"])
+    # Of a single node nothing can be excluded.
+    return sorted(suspects) if len(set(hosts)) > 1 else []
+
+
+def _past(attempts: list[Attempt]) -> list[Past]:
+    """What counts against the budgets. Whoever submitted another job, or brought back one that had ended, has looked at
+    it: then all is counted anew."""
+    past: list[Past] = []
+    for attempt in attempts:
+        if attempt.facts().get("job_id") != _job_id():
+            continue
+        known = attempt.verdict() or {"verdict": verdict.CRASHED, "again": True}
+        advanced = known.get("saved_step", 0) > attempt.facts().get("saved_step", 0)
+        past.append(Past(known["verdict"], advanced, known.get("repeats", False)))
+        if not known.get("again"):
+            past.clear()
+    return past
+
+
+def _as_past(run: RunDirectory, attempt: Attempt, found: Verdict) -> Past:
+    advanced = _saved_step(run) > attempt.facts().get("saved_step", 0)
+    return Past(found.verdict, advanced, found.repeats)
+
+
+def _saved_step(run: RunDirectory) -> int:
+    return newest_committed_step(Path(run.plan().torchtitan["checkpoint.folder"]))
+
+
+def _job_id() -> str:
+    return os.environ.get("TITAN_SLURM_LOCAL_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
+
+
+def _restart_count() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -1,0 +1,54 @@
+"""How a rank hears that it is to stop: signals are blocked in every thread but one, which waits for them, notes the
+deadline, and sees to it that the rank leaves in time even if it never comes to the end of its step."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from titan_slurm.run import job
+from titan_slurm.run.attempt import Attempt
+from titan_slurm.run.verdict import STOPPED_EXIT_CODE, seconds_left
+
+_ASKING = (signal.SIGTERM, signal.SIGUSR2)
+# What the batch script needs after the ranks to have Slurm start the job again.
+_MARGIN_S = 5.0
+_TURN_S = 0.2
+
+
+def block_signals() -> None:
+    """Keep SIGTERM and SIGUSR2 from ending this process and those it starts: data workers and checkpoint savers inherit
+    the mask. Must run before torch starts threads."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
+
+
+class StopRequest:
+    """What was asked of this rank by signals. `asked` is 0, or the number of the first signal that came."""
+
+    def __init__(self, attempt: Attempt, step: Callable[[], int]) -> None:
+        self.asked = 0
+        self.deadline: float | None = None
+        self._attempt = attempt
+        self._step = step
+        self._thread = threading.Thread(target=self._wait, name="stop-request", daemon=True)
+        self._thread.start()
+
+    def seconds_left(self) -> float | None:
+        """Until Slurm kills the job, less what the batch script needs then; None if nobody knows."""
+        left = seconds_left(self.deadline)
+        return None if left is None else left - min(_MARGIN_S, left / 4)
+
+    def _wait(self) -> None:
+        asked = signal.sigwait(_ASKING)
+        # Slurm may not answer at once, and the flag must not wait for it.
+        self.asked = int(asked)
+        self.deadline = job.deadline(job.ask())
+        while (left := self.seconds_left()) is None or left > 0:
+            time.sleep(_TURN_S if left is not None else 1.0)
+        # The ranks may have stopped and saved, and be slow to leave.
+        if not self._attempt.stopped():
+            why = "no step ended before the deadline"
+            self._attempt.stop(signal.Signals(asked).name, self._step(), saved=False, why=why)
+        # The main thread is somewhere that no exception reaches: in a compiler, a collective, a file system.
+        os._exit(STOPPED_EXIT_CODE)
