@@ -43,6 +43,10 @@ class Cluster:
         self.folder = folder
         self.environment = environment
 
+    def with_environment(self, **more: str) -> "Cluster":
+        """The same cluster, for a user with more in the environment."""
+        return Cluster(self.folder, self.environment | more)
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command that can reach the cluster."""
         done = subprocess.run(

@@ -5,7 +5,10 @@ back or stayed away, and at the steps that were lost.
 """
 
 import os
+import random
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.slurm.conftest import Cluster
+from tests.slurm.conftest import REPOSITORY, Cluster
 
 # Long enough that whatever happens to a run happens in its middle.
 LONG = ("training.max_steps=400", "checkpointing.save_interval=1000", "requeue.crash_delay=1")
@@ -151,6 +154,43 @@ def test_a_rank_killed_by_sigkill(cluster: Cluster, cancelled_at_the_end: list[s
         assert losses.setdefault(line["step"], line["loss"]) == line["loss"]
 
 
+def test_a_rank_that_raises(cluster: Cluster, cancelled_at_the_end: list[str], tmp_path: Path) -> None:
+    cancelled_at_the_end.append("raising")
+    # An error out of the blue, in the middle of whatever rank 1 does when the file appears.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import ctypes, os, pathlib, threading, time\n"
+        "def wait():\n"
+        "    while not pathlib.Path(os.environ['RAISE_WHEN']).exists(): time.sleep(0.05)\n"
+        "    pathlib.Path(os.environ['RAISE_WHEN']).unlink()\n"
+        "    main = ctypes.c_ulong(threading.main_thread().ident)\n"
+        "    ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(ArithmeticError))\n"
+        "if os.environ.get('SLURM_PROCID') == '1': threading.Thread(target=wait, daemon=True).start()\n"
+    )
+    trigger = tmp_path / "now"
+    faulty = cluster.with_environment(PYTHONPATH=str(tmp_path), RAISE_WHEN=str(trigger))
+    start(faulty, "raising", "checkpointing.save_interval=2", steps=5)
+    trigger.touch()
+    back(cluster, "raising")
+    first = cluster.verdicts("raising")[0]
+    assert first is not None
+    assert first["verdict"] == "crashed"
+    assert "rank 1 on n1: ArithmeticError" in first["reason"]
+    assert len(steps(cluster, "raising")) - len(set(steps(cluster, "raising"))) <= 4
+
+
+def test_preempted_without_grace_time(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("abrupt")
+    start(cluster, "abrupt", "checkpointing.save_interval=2", steps=5)
+    cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
+    try:
+        preempt(cluster)
+        back(cluster, "abrupt")
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=30")
+    assert attempt_verdicts(cluster, "abrupt")[0] == "preempted"
+    assert len(steps(cluster, "abrupt")) - len(set(steps(cluster, "abrupt"))) <= 4
+
+
 def test_a_hanging_rank(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
     cancelled_at_the_end.append("hung")
     start(cluster, "hung", "requeue.hang_timeout=10", "checkpointing.save_interval=2", steps=5)
@@ -180,7 +220,20 @@ def test_preempted_during_start_up(cluster: Cluster, cancelled_at_the_end: list[
     assert attempt_verdicts(cluster, "early")[0] == "preempted"
 
 
-def test_a_node_that_goes_down(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+def test_a_node_that_an_administrator_takes_down(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
+    cancelled_at_the_end.append("down")
+    start(cluster, "down", "checkpointing.save_interval=2", steps=5)
+    node = cluster.hosts("down")[-1]
+    cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        back(cluster, "down")
+    finally:
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert attempt_verdicts(cluster, "down")[0] == "node_failure"
+    assert node not in cluster.hosts("down")
+
+
+def test_a_node_whose_slurmd_is_killed(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
     cancelled_at_the_end.append("node")
     start(cluster, "node", "checkpointing.save_interval=2", steps=5)
     node = cluster.hosts("node")[-1]
@@ -214,6 +267,52 @@ def test_a_spent_budget_ends_the_run_and_says_so(cluster: Cluster) -> None:
     status = cluster.wait_for_end("spent")
     assert (status["state"], status["verdict"], status["attempts"]) == ("failed", "crashed", 2)
     assert "[requeue] crashed = 1" in status["reason"]
+
+
+def test_scancel_ends_a_run_at_any_moment(cluster: Cluster) -> None:
+    moments = random.Random(3)
+    for batch in range(4):
+        names = [f"any-{batch}-{number}" for number in range(5)]
+        for name in names:
+            # Several at once take longer over each phase of an attempt, so that all of them are hit.
+            cluster.submit(name, *LONG, "checkpointing.save_interval=5", "slurm.tasks_per_node=1")
+        for name in names:
+            time.sleep(moments.uniform(0, 6))
+            cluster.run("scancel", cluster.status(name)["job_id"])
+        for name in names:
+            status = cluster.wait_for_end(name)
+            assert status["state"] == "cancelled", status
+    # None of them rises again.
+    assert cluster.run("squeue", "--noheader", "--name", ",".join(names)).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "settings"),
+    [
+        ("fsdp", 2, ("data.num_workers=0", "checkpointing.async_mode=disabled")),
+        ("fsdp-async", 2, ("data.num_workers=2", "checkpointing.async_mode=async")),
+        ("pp", 1, ("parallelism.pipeline_parallel=2", "data.num_workers=2", "checkpointing.async_mode=async")),
+        ("tp", 1, ("parallelism.tensor_parallel=2", "data.num_workers=0")),
+    ],
+)
+def test_a_stopped_run_equals_one_that_was_left_alone(
+    cluster: Cluster, name: str, nodes: int, settings: tuple[str, ...]
+) -> None:
+    both = ("training.max_steps=40", "checkpointing.save_interval=3", *settings)
+    stopped, alone = f"equal-{name}", f"alone-{name}"
+    cluster.submit(stopped, *both, nodes=nodes)
+    status = cluster.wait(stopped, lambda status: status["step"] >= 4)
+    cluster.run("scancel", "--signal=USR2", status["job_id"])
+    cluster.wait(stopped, lambda status: status["state"] == "requeued" or status["attempts"] == 2)
+    hurry(cluster, status)
+    cluster.submit(alone, *both, nodes=nodes)
+    for run in (stopped, alone):
+        assert cluster.wait_for_end(run)["state"] == "completed"
+    assert len(cluster.verdicts(stopped)) == 2
+    losses = [[(line["step"], line["loss"]) for line in cluster.metrics(run)] for run in (stopped, alone)]
+    assert losses[0] == losses[1]
+    last = [str(cluster.path(run) / "checkpoints" / "step-40") for run in (stopped, alone)]
+    cluster.run(sys.executable, str(REPOSITORY / "tools" / "same_checkpoint.py"), *last)
 
 
 def _steps_of_attempt(cluster: Cluster, name: str, attempt: int) -> int:

@@ -62,6 +62,7 @@ def prepare(
     runs_dir: Path | None,
     *,
     resume: bool = False,
+    only_show: bool = False,
 ) -> "Prepared":
     """Plan a run; its notes say what was chosen for the user."""
     from titan_slurm.launch.submit import choose_cluster
@@ -70,6 +71,8 @@ def prepare(
 
     resolved = resolve(recipe, nodes, settings)
     chosen, why = choose_cluster(cluster)
-    prepared = prepare_run(resolved, cluster=chosen, runs=runs_folder(runs_dir), name=name, resume=resume)
+    prepared = prepare_run(
+        resolved, cluster=chosen, runs=runs_folder(runs_dir), name=name, resume=resume, only_show=only_show
+    )
     prepared.notes[:0] = [why] if why else []
     return prepared

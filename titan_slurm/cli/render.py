@@ -23,6 +23,6 @@ def command(
 ) -> None:
     from titan_slurm.cli import show
 
-    prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir)
+    prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir, only_show=True)
     show.prepared_notes(prepared)
     typer.echo(prepared.script, nl=False)

@@ -30,7 +30,7 @@ def command(
 ) -> None:
     from titan_slurm.cli import show
 
-    prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir, resume=resume)
+    prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir, resume=resume, only_show=dry_run)
     show.prepared_notes(prepared)
     show.note(show.plan_line(prepared.plan))
     if dry_run:

@@ -25,8 +25,11 @@ _SMALLEST_VOCAB_SIZE = 258
 _TEXT_FILES = (".jsonl", ".txt", ".parquet")
 
 
-def make_plan(resolved: ResolvedRecipe, run: RunDirectory, cluster: str) -> Plan:
-    """The plan of a run that is to stand at `run`. Raises BadInputError with everything that cannot work here."""
+def make_plan(
+    resolved: ResolvedRecipe, run: RunDirectory, cluster: str, *, elsewhere: list[Problem] | None = None
+) -> Plan:
+    """The plan of a run that is to stand at `run`. Raises BadInputError with everything that cannot work here; where
+    `elsewhere` is given, for a script that is only shown, it is added there instead."""
     problems: list[Problem] = []
     recipe, layout = resolved.recipe, resolved.layout
     device = _device(resolved, cluster, problems)
@@ -34,7 +37,9 @@ def make_plan(resolved: ResolvedRecipe, run: RunDirectory, cluster: str) -> Plan
     torchtitan["checkpoint.folder"] = str(_save_folder(resolved, run, problems))
     torchtitan |= _start_from(resolved, problems)
     data = _data(resolved, problems)
-    if problems:
+    if elsewhere is not None:
+        elsewhere += problems
+    elif problems:
         raise BadInputError(problems)
     return Plan(
         name=run.name,

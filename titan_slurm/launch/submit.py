@@ -48,14 +48,26 @@ def choose_cluster(name: str | None) -> tuple[str, str]:
     return name, ""
 
 
-def prepare(resolved: ResolvedRecipe, *, cluster: str, runs: Path, name: str | None, resume: bool = False) -> Prepared:
-    """Plan a run and render its script. Writes nothing. Raises BadInputError with everything that is wrong."""
+def prepare(
+    resolved: ResolvedRecipe,
+    *,
+    cluster: str,
+    runs: Path,
+    name: str | None,
+    resume: bool = False,
+    only_show: bool = False,
+) -> Prepared:
+    """Plan a run and render its script. Writes nothing. Raises BadInputError with everything that is wrong; of a run
+    that is only shown, what is missing on this machine becomes a note.
+    """
     if resume and not name:
         raise bad_input("--resume", "say which run is to go on", "with --name")
     name = name or create.free_name(resolved.name, runs)
     create.check_name(name)
     run = RunDirectory(runs / name)
-    plan, notes = make_plan(resolved, run, cluster), _notes(resolved)
+    missing: list[Problem] = []
+    plan = make_plan(resolved, run, cluster, elsewhere=missing if only_show else None)
+    notes = [*_notes(resolved), *(f"not here, and submit would refuse it: {problem}" for problem in missing)]
     if resume:
         plan, more = plan_to_go_on(run, plan)
         notes += more
