@@ -85,7 +85,7 @@ def test_what_the_recipe_asks_of_slurm(cli: CommandLine) -> None:
         "--account=lab",
         "--exclusive",
         "--requeue",
-        "--signal=USR2@120",
+        "--signal=USR2@600",
         "--output=/scratch/runs/mine/job.log",
         "--open-mode=append",
     ]

@@ -1,9 +1,10 @@
 """torchtitan's Trainer, with what a run on this toolkit needs on top of it."""
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed
 import torchtitan.trainer
@@ -19,6 +20,8 @@ from titan_slurm.train.config import trainer_config
 from titan_slurm.train.metrics import MetricsProcessor
 from titan_slurm.train.stop import StopRequest
 from titan_slurm.train.watchdog import Watchdog
+
+T = TypeVar("T")
 
 # A save takes as long as the ones before it, or a little longer.
 _SAVE_MARGIN = 1.5
@@ -48,6 +51,9 @@ class Trainer(torchtitan.trainer.Trainer):
     def attend(self, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> None:
         """Listen to `stop` and report to `watchdog` while training."""
         self._attempt, self._stop, self._watchdog = attempt, stop, watchdog
+        self.checkpointer.save = _patiently(watchdog, self.checkpointer.save)
+        if self.config.validator.enable:
+            self.validator.validate = _patiently(watchdog, self.validator.validate)
 
     def should_continue_training(self) -> bool:
         """Called by torchtitan's loop before each step, after the save and the validation of the one before.
@@ -75,14 +81,10 @@ class Trainer(torchtitan.trainer.Trainer):
 
     def _leave(self, asked: str) -> None:
         """Save at this step, on all ranks or on none, and say so."""
-        assert self._stop is not None and self._attempt is not None
+        assert self._attempt is not None
         self.stopped = True
         self._pending = None
-        left = agreement().from_rank_0(self._stop.seconds_left())
-        if self.checkpointer.finish(left):
-            why = agreement().from_rank_0(self._why_not_save())
-        else:
-            why = "an earlier save is still under way"
+        why = self._why_not_save()
         if not why:
             logger.info(f"{asked}: saving at step {self.step} before leaving")
             self.checkpointer.save(self.step, last_step=True)
@@ -91,13 +93,26 @@ class Trainer(torchtitan.trainer.Trainer):
         logger.info(f"{asked}: leaving at step {self.step}" + (f" without saving: {why}" if why else ""))
 
     def _why_not_save(self) -> str:
-        """Why the save would not be complete before Slurm kills the job; empty if it would. Only rank 0's counts."""
-        assert self._stop is not None
-        left = self._stop.seconds_left()
-        takes = expected_save_seconds(Path(self.checkpointer.folder))
+        """Why the save would not be complete before Slurm kills the job, on all ranks; empty if it would."""
+        assert self._stop is not None and self._watchdog is not None
+        with self._watchdog.patience():
+            if not self.checkpointer.finish(agreement().from_rank_0(self._stop.seconds_left())):
+                return "an earlier save is still under way"
+        left = agreement().from_rank_0(self._stop.seconds_left())
+        takes = agreement().from_rank_0(expected_save_seconds(Path(self.checkpointer.folder)))
         if left is None or takes is None or takes * _SAVE_MARGIN < left:
             return ""
         return f"a save takes {takes:.0f} s, and {left:.0f} s are left"
+
+
+def _patiently(watchdog: Watchdog, function: Callable[..., T]) -> Callable[..., T]:
+    """The same function, during which the watchdog expects no step."""
+
+    def call(*arguments: Any, **options: Any) -> T:
+        with watchdog.patience():
+            return function(*arguments, **options)
+
+    return call
 
 
 def build_trainer(plan: Plan, run: RunDirectory, attempt: Attempt) -> Trainer:

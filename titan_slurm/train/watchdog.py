@@ -1,18 +1,20 @@
 """Ends a rank whose step does not end, after writing down where each of its threads stands."""
 
+import contextlib
 import faulthandler
 import os
 import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.verdict import HUNG, HUNG_EXIT_CODE
 
-# Before the first step: imports from a cold file system, compilation, loading a checkpoint of terabytes.
-_START_UP_S = 3600.0
-# A learned limit is never shorter: a checkpoint, a validation or a slow file system is no hang.
+# Where no step is to be expected: compilation, loading or saving a checkpoint of terabytes, a validation.
+_PATIENCE_S = 3600.0
+# A learned limit is never shorter: a slow file system is no hang.
 _SHORTEST_S = 300.0
 _TIMES_MEDIAN = 20.0
 _REMEMBERED = 50
@@ -30,6 +32,7 @@ class Watchdog:
         self._intervals: deque[float] = deque(maxlen=_REMEMBERED)
         self._step: int | None = None
         self._last = time.monotonic()
+        self._patient = False
         self._off = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -40,15 +43,24 @@ class Watchdog:
             self._intervals.append(now - self._last)
         self._step, self._last = step, now
 
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """For what is no step and may take far longer: a save, a validation."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient, self._last = False, time.monotonic()
+
     def close(self) -> None:
         """No more steps will come."""
         self._off.set()
 
     def limit(self) -> float:
         """Seconds without the end of a step that count as hung."""
-        if self._step is None:
-            # A settled time-out is for steps; the first one compiles.
-            return _START_UP_S
+        if self._step is None or self._patient:
+            # A settled time-out is for steps, and the first one compiles.
+            return _PATIENCE_S
         if self._timeout is not None:
             return self._timeout
         return max(_SHORTEST_S, _TIMES_MEDIAN * statistics.median(self._intervals or [0.0]))
