@@ -58,11 +58,12 @@ def plan_line(plan: "Plan") -> str:
         "EP": layout.expert_parallel,
     }
     shown = " × ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "one rank"
-    where = "on this machine" if plan.cluster == "local" else f"on {layout.nodes} nodes"
+    where = "on this machine" if plan.cluster == "local" else f"on {_count(layout.nodes, 'node')}"
     tokens = layout.global_batch_size * plan.torchtitan["training.seq_len"]
     return (
         f"{layout.world_size} {plan.device} ranks {where} ({shown}); {tokens:,} tokens a step "
-        f"({layout.global_batch_size} sequences, {layout.gradient_accumulation_steps} accumulation steps), "
+        f"({_count(layout.global_batch_size, 'sequence')}, "
+        f"{_count(layout.gradient_accumulation_steps, 'accumulation step')}), "
         f"{plan.max_steps:,} steps"
     )
 
@@ -120,6 +121,10 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return (f"{days}d " if days else "") + f"{hours:02}:{minutes:02}:{seconds:02}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _whose(found: object) -> str:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 
 from titan_slurm.run import job
 from titan_slurm.run.attempt import Attempt
@@ -20,6 +21,9 @@ _TURN_S = 0.2
 def block_signals() -> None:
     """Keep SIGTERM and SIGUSR2 from ending this process and those it starts: data workers and checkpoint savers inherit
     the mask. Must run before torch starts threads."""
+    # Starting multiprocessing's tracker, which the first save in the background would do, unblocks SIGTERM again in the
+    # thread that starts it.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
 
 
@@ -31,24 +35,30 @@ class StopRequest:
         self.deadline: float | None = None
         self._attempt = attempt
         self._step = step
-        self._thread = threading.Thread(target=self._wait, name="stop-request", daemon=True)
-        self._thread.start()
+        # Whatever thread may have unblocked them: without these, submitit's own handlers would pass SIGTERM over.
+        for each in _ASKING:
+            signal.signal(each, self._hear)
+        threading.Thread(target=self._wait, name="stop-request", daemon=True).start()
 
     def seconds_left(self) -> float | None:
         """Until Slurm kills the job, less what the batch script needs then; None if nobody knows."""
         left = seconds_left(self.deadline)
         return None if left is None else left - min(_MARGIN_S, left / 4)
 
+    def _hear(self, asked: int, _: object = None) -> None:
+        self.asked = self.asked or asked
+
     def _wait(self) -> None:
-        asked = signal.sigwait(_ASKING)
-        # Slurm may not answer at once, and the flag must not wait for it.
-        self.asked = int(asked)
+        while not self.asked:
+            if heard := signal.sigtimedwait(_ASKING, _TURN_S):
+                self._hear(heard.si_signo)
+        # Slurm may not answer at once, and the flag has not waited for it.
         self.deadline = job.deadline(job.ask())
         while (left := self.seconds_left()) is None or left > 0:
             time.sleep(_TURN_S if left is not None else 1.0)
         # The ranks may have stopped and saved, and be slow to leave.
         if not self._attempt.stopped():
             why = "no step ended before the deadline"
-            self._attempt.stop(signal.Signals(asked).name, self._step(), saved=False, why=why)
+            self._attempt.stop(signal.Signals(self.asked).name, self._step(), saved=False, why=why)
         # The main thread is somewhere that no exception reaches: in a compiler, a collective, a file system.
         os._exit(STOPPED_EXIT_CODE)

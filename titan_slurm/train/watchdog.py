@@ -58,11 +58,13 @@ class Watchdog:
 
     def limit(self) -> float:
         """Seconds without the end of a step that count as hung."""
-        if self._step is None or self._patient:
+        if self._step is None:
             # A settled time-out is for steps, and the first one compiles.
             return _PATIENCE_S
         if self._timeout is not None:
             return self._timeout
+        if self._patient:
+            return _PATIENCE_S
         return max(_SHORTEST_S, _TIMES_MEDIAN * statistics.median(self._intervals or [0.0]))
 
     def _watch(self) -> None:
