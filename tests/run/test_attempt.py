@@ -204,7 +204,7 @@ def test_a_crashed_attempt_is_requeued_after_a_delay(
     calls = fake_command("scontrol", describes_job("scontrol_running.txt"))
     attempt = leave.begin(run)
     assert leave.end(run, attempt, 1) == 1
-    assert calls() == ["show job --oneliner 1", "requeue 1", "update JobId=1 StartTime=now+30"]
+    assert calls() == ["show job --oneliner 1", "requeue 1", "show job --oneliner 1", "update JobId=1 StartTime=now+30"]
     assert (given(attempt)["again"], given(attempt)["delay_s"]) == (True, 30)
 
 
@@ -217,7 +217,7 @@ def test_a_job_of_an_array_names_itself_alone(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     calls = fake_command("scontrol", describes_job("scontrol_running.txt"))
     leave.end(run, leave.begin(run), 1)
-    assert [line.split()[-1 if "update" not in line else 1] for line in calls()] == ["9_1", "9_1", "JobId=9_1"]
+    assert [line.split()[-1 if "update" not in line else 1] for line in calls()] == ["9_1", "9_1", "9_1", "JobId=9_1"]
 
 
 @pytest.mark.parametrize(

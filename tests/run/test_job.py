@@ -144,9 +144,21 @@ def test_a_requeue(fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch) -
     # Slurm ends the job as soon as it has understood, and what is left to say must still be said.
     calls = fake_command("scontrol", '[ "$1" = requeue ] && kill -TERM $PPID; exit 0')
     assert job.requeue(30.4, ["n1", "n7"]) == ""
-    assert calls() == ["requeue 1", "update JobId=1 ExcNodeList=n1,n7", "update JobId=1 StartTime=now+30"]
+    asked = ["requeue 1", "update JobId=1 ExcNodeList=n1,n7", "show job --oneliner 1"]
+    assert calls() == [*asked, "update JobId=1 StartTime=now+30"]
     assert job.requeue(0, None) == ""
-    assert calls()[3:] == ["requeue 1"]
+    assert calls()[4:] == ["requeue 1"]
+
+
+@pytest.mark.usefixtures("sigterm_as_before")
+def test_a_requeue_never_starts_sooner_than_slurm_means_to(
+    fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    # Sooner, Slurm still refuses the job's credentials, and the start ends as FAILED.
+    calls = fake_command("scontrol", "echo JobId=1 JobState=PENDING StartTime=2099-01-01T00:00:00")
+    assert job.requeue(30, None) == ""
+    assert calls() == ["requeue 1", "show job --oneliner 1"]
 
 
 @pytest.mark.usefixtures("sigterm_as_before")

@@ -229,7 +229,7 @@ class RequeueSection(Section):
     crash_delay: Number = Field(30.0, description="seconds before the restart after a crash; doubled each time")
     hang_timeout: PositiveNumber | None = Field(
         None,
-        description="seconds without the end of a step, saves included, that count as hung; learned from the steps if left out",
+        description="seconds without the end of a step or save that count as hung; learned if left out",
     )
 
 

@@ -105,9 +105,17 @@ def requeue(delay_s: float, excluded_nodes: list[str] | None) -> str:
     # A job's start and nodes can be set only while it waits, which is from now on.
     if excluded_nodes is not None:
         _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(excluded_nodes)}")
-    if delay_s:
+    if delay_s and time.time() + delay_s > _start_time(job_id):
         _run("scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(delay_s)}")
     return ""
+
+
+def _start_time(job_id: str) -> float:
+    """When Slurm itself means to start a requeued job again. Never sooner: until then it refuses the job's credentials
+    on its nodes (`cred_expire` in slurm.conf(5), two minutes), and such a start ends the job as FAILED."""
+    done = _run("scontrol", "show", "job", "--oneliner", job_id)
+    found = re.search(r"(?:^| )StartTime=(\S+)", done.stdout) if done is not None else None
+    return (_time(found[1]) if found else None) or 0.0
 
 
 def _own_id() -> str | None:
