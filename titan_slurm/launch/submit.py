@@ -21,6 +21,7 @@ from titan_slurm.recipe.find import Found
 from titan_slurm.recipe.resolve import ResolvedRecipe
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
+from titan_slurm.run.task import RankTask
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,6 @@ def submit(prepared: Prepared) -> dict[str, Any]:
 
 
 def _submit_job(prepared: Prepared) -> dict[str, Any]:
-    from titan_slurm.run.task import RankTask
-
     run = prepared.run
     submitter = executor(prepared.plan, run)
     try:

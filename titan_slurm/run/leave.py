@@ -82,7 +82,6 @@ def end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
     found = verdict.judge(evidence)
     earlier = [each for each in run.attempts() if each.number < attempt.number]
     then = verdict.after([*_past(earlier), _as_past(run, attempt, found)], budgets(run))
-    reason = found.reason
     if found.verdict in (verdict.CRASHED, verdict.HUNG) and (bad := _bad_nodes(attempt, evidence)):
         nodes.blame(run, bad, attempt.number, found.verdict)
     # Anything but RUNNING means that Slurm has decided already: another requeue would raise a cancelled job. Whether
@@ -90,7 +89,7 @@ def end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
     decided = facts is not None and facts.state != "RUNNING" and found.verdict != verdict.COMPLETED
     if decided:
         then = Next(again=found.verdict == verdict.PREEMPTED)
-    _give(run, attempt, found, reason, then)
+    _give(run, attempt, found, then)
     if decided:
         return exit_code or 1
     if not then.again:
@@ -110,10 +109,10 @@ def budgets(run: RunDirectory) -> Budgets:
     return Budgets(**{name: settings[name] for name in Budgets.__dataclass_fields__})
 
 
-def _give(run: RunDirectory, attempt: Attempt, found: Verdict, reason: str, then: Next) -> None:
+def _give(run: RunDirectory, attempt: Attempt, found: Verdict, then: Next) -> None:
     attempt.give_verdict(
         found.verdict,
-        reason,
+        found.reason,
         saved_step=_saved_step(run),
         repeats=found.repeats,
         again=then.again,
