@@ -4,12 +4,13 @@ Every test trains the debug model on two nodes with two ranks each, and looks at
 back or stayed away, and at the steps that were lost.
 """
 
+import functools
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.slurm.conftest import REPOSITORY, Cluster
 
 # Long enough that whatever happens to a run happens in its middle.
 LONG = ("training.max_steps=400", "checkpointing.save_interval=1000", "requeue.crash_delay=1")
+# Short enough to be compared step by step, and with saves wherever it is stopped.
+FORTY = ("training.max_steps=40", "checkpointing.save_interval=3")
 
 
 def steps(cluster: Cluster, name: str) -> list[int]:
@@ -269,26 +272,83 @@ def test_scancel_ends_a_run_at_any_moment(cluster: Cluster) -> None:
     assert cluster.run("squeue", "--noheader", "--name", ",".join(names)).stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "nodes", "settings"),
-    [
-        ("fsdp", 2, ("data.num_workers=0", "checkpointing.async_mode=disabled")),
-        ("fsdp-async", 2, ("data.num_workers=2", "checkpointing.async_mode=async")),
-        ("pp", 1, ("parallelism.pipeline_parallel=2", "data.num_workers=2", "checkpointing.async_mode=async")),
-        ("tp", 1, ("parallelism.tensor_parallel=2", "data.num_workers=0")),
-    ],
-)
-def test_a_stopped_run_equals_one_that_was_left_alone(
-    cluster: Cluster, name: str, nodes: int, settings: tuple[str, ...]
+@pytest.fixture
+def without_slurm_commands(cluster: Cluster, tmp_path: Path) -> Cluster:
+    """The cluster for a user whose jobs run in a container that has none of Slurm's commands."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif 'SLURM_JOB_ID' in os.environ: os.environ['PATH'] = os.environ['JOB_PATH']\n"
+    )
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    return cluster.with_environment(PYTHONPATH=str(tmp_path), JOB_PATH=str(commands))
+
+
+def test_slurm_brings_back_a_preempted_run_that_cannot_reach_it(
+    cluster: Cluster, without_slurm_commands: Cluster, cancelled_at_the_end: list[str]
 ) -> None:
-    both = ("training.max_steps=40", "checkpointing.save_interval=3", *settings)
-    stopped, alone = f"equal-{name}", f"alone-{name}"
-    cluster.submit(stopped, *both, nodes=nodes)
+    cancelled_at_the_end.append("contained")
+    cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=10")
+    try:
+        start(without_slurm_commands, "contained")
+        preempt(cluster)
+        back(cluster, "contained")
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=30")
+    first = cluster.verdicts("contained")[0]
+    assert first is not None
+    assert first["verdict"] == "preempted"
+    assert "`scontrol requeue " in first["why"]
+    done = steps(cluster, "contained")
+    assert done == list(range(1, len(done) + 1))
+
+
+def test_a_run_that_cannot_reach_slurm_says_what_to_do_after_a_time_limit(
+    cluster: Cluster, without_slurm_commands: Cluster
+) -> None:
+    status = start(without_slurm_commands, "helpless")
+    cluster.run("scancel", "--signal=USR2", status["job_id"])
+    status = cluster.wait_for_end("helpless")
+    assert (status["state"], status["verdict"]) == ("failed", "time_limit")
+    assert f"`scontrol requeue {status['job_id']}` brings the run back" in status["reason"]
+
+
+# Which ranks hold what, and the run that all of its kind are to equal: neither workers nor saves change a bit.
+LAYOUTS = {
+    "fsdp": (2, ()),
+    "pp": (1, ("parallelism.pipeline_parallel=2",)),
+    "tp": (1, ("parallelism.tensor_parallel=2",)),
+}
+
+
+@pytest.fixture(scope="module")
+def left_alone(cluster: Cluster) -> Callable[[str], str]:
+    """The name of a completed run with that layout which nothing has disturbed."""
+
+    @functools.cache
+    def run(layout: str) -> str:
+        nodes, settings = LAYOUTS[layout]
+        name = f"alone-{layout}"
+        cluster.submit(name, *FORTY, *settings, nodes=nodes)
+        assert cluster.wait_for_end(name)["state"] == "completed"
+        return name
+
+    return run
+
+
+@pytest.mark.parametrize(("workers", "async_mode"), [(0, "disabled"), (2, "async")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_stopped_run_equals_one_that_was_left_alone(
+    cluster: Cluster, left_alone: Callable[[str], str], layout: str, workers: int, async_mode: str
+) -> None:
+    nodes, settings = LAYOUTS[layout]
+    stopped = f"stopped-{layout}-{workers}"
+    more = (f"data.num_workers={workers}", f"checkpointing.async_mode={async_mode}")
+    cluster.submit(stopped, *FORTY, *settings, *more, nodes=nodes)
     status = cluster.wait(stopped, lambda status: status["step"] >= 4)
     cluster.run("scancel", "--signal=USR2", status["job_id"])
-    cluster.submit(alone, *both, nodes=nodes)
-    for run in (stopped, alone):
-        assert cluster.wait_for_end(run)["state"] == "completed"
+    # The one waits for Slurm to start it again while the other trains.
+    alone = left_alone(layout)
+    assert cluster.wait_for_end(stopped)["state"] == "completed"
     assert len(cluster.verdicts(stopped)) == 2
     losses = [[(line["step"], line["loss"]) for line in cluster.metrics(run)] for run in (stopped, alone)]
     assert losses[0] == losses[1]

@@ -5,6 +5,7 @@ from typing import Any
 
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import read_json, write_json
+from titan_slurm.run.plan import Plan
 
 # One failure may be chance; a node that failed twice fails again.
 _FAILURES_TO_EXCLUDE = 2
@@ -17,14 +18,28 @@ def failures(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
 
 def excluded(run: RunDirectory) -> list[str]:
     """The nodes that the next attempts must not use."""
-    return sorted(node for node, known in failures(run).items() if len(known) >= _FAILURES_TO_EXCLUDE)
+    return sorted(_excluded(failures(run)))
 
 
-def blame(run: RunDirectory, nodes: list[str], attempt: int, verdict: str) -> None:
-    """Write down that these nodes made an attempt fail."""
+def _excluded(known: dict[str, list[dict[str, Any]]]) -> list[str]:
+    return [node for node, failed in known.items() if len(failed) >= _FAILURES_TO_EXCLUDE]
+
+
+def to_exclude(run: RunDirectory, plan: Plan) -> list[str]:
+    """What to tell Slurm: the nodes that the user excludes, as it was written (n[1-4], say), and those that failed."""
+    own = plan.slurm["sbatch"].get("exclude")
+    return [*([own] if own else []), *excluded(run)]
+
+
+def blame(run: RunDirectory, nodes: list[str], attempt: int, verdict: str, most: int | None) -> None:
+    """Write down that these nodes made an attempt fail. `most`: how many the run can do without, None if unknown; of
+    more, those that failed longest ago are let back: a job that leaves out too many never starts."""
     known = failures(run)
     for node in nodes:
         known.setdefault(node, []).append({"attempt": attempt, "verdict": verdict, "time": time.time()})
+    out = sorted(_excluded(known), key=lambda node: known[node][-1]["time"])
+    for node in out[: max(len(out) - most, 0)] if most is not None else []:
+        del known[node]
     write_json(run.nodes_file, known)
 
 

@@ -1,5 +1,5 @@
 """How a rank hears that it is to stop: signals are blocked in every thread but one, which waits for them, notes the
-deadline, and sees to it that the rank leaves in time even if it never comes to the end of its step."""
+deadline, and sees to it that the ranks leave in time even if they never come to the end of their step."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from multiprocessing import resource_tracker
 
 from titan_slurm.run import job
 from titan_slurm.run.attempt import Attempt
+from titan_slurm.run.events import RANK_0, STOP_ASKED
 from titan_slurm.run.verdict import STOPPED_EXIT_CODE, seconds_left
 
 _ASKING = (signal.SIGTERM, signal.SIGUSR2)
@@ -28,12 +29,14 @@ def block_signals() -> None:
 
 
 class StopRequest:
-    """What was asked of this rank by signals. `asked` is 0, or the number of the first signal that came."""
+    """What was asked of this rank by signals. `asked` is 0, or the number of the first signal that came. `deadline`,
+    Unix time, is rank 0's alone."""
 
-    def __init__(self, attempt: Attempt, step: Callable[[], int]) -> None:
+    def __init__(self, attempt: Attempt, rank: int, step: Callable[[], int]) -> None:
         self.asked = 0
         self.deadline: float | None = None
         self._attempt = attempt
+        self._rank = rank
         self._step = step
         # Whatever thread may have unblocked them: without these, submitit's own handlers would pass SIGTERM over.
         for each in _ASKING:
@@ -50,8 +53,15 @@ class StopRequest:
 
     def _wait(self) -> None:
         while not self.asked:
-            if heard := signal.sigtimedwait(_ASKING, _TURN_S):
+            heard = signal.sigtimedwait(_ASKING, _TURN_S)
+            # Interrupted in its last moment (by SIGSTOP and SIGCONT, say) it returns what happens to be in memory.
+            if heard and heard.si_signo in _ASKING:
                 self._hear(heard.si_signo)
+        # One rank keeps time for all: thousands would ask Slurm at once, and when one has left, srun ends the others.
+        if self._rank != 0:
+            return
+        name = signal.Signals(self.asked).name
+        self._attempt.events(RANK_0).add(STOP_ASKED, step=self._step(), signal=name)
         # Slurm may not answer at once, and the flag has not waited for it.
         self.deadline = job.deadline(job.ask())
         while (left := self.seconds_left()) is None or left > 0:
@@ -59,6 +69,6 @@ class StopRequest:
         # The ranks may have stopped and saved, and be slow to leave.
         if not self._attempt.stopped():
             why = "no step ended before the deadline"
-            self._attempt.stop(signal.Signals(self.asked).name, self._step(), saved=False, why=why)
+            self._attempt.stop(name, self._step(), saved=False, why=why)
         # The main thread is somewhere that no exception reaches: in a compiler, a collective, a file system.
         os._exit(STOPPED_EXIT_CODE)

@@ -1,0 +1,18 @@
+"""The proof in short: a training under random interruptions ends with the bits of one that was left alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.slurm.conftest import REPOSITORY
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_short_soak() -> None:
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "tools" / "soak", "--interruptions", "4", "--seed", "8"],
+        capture_output=True, text=True, timeout=540, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal to the undisturbed run, bit for bit" in done.stdout
