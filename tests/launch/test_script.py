@@ -1,6 +1,7 @@
 """The batch script: what a shell and sbatch make of it, and what a site may change."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -38,9 +39,10 @@ AWKWARD = (
 
 
 def directives(script: str) -> list[str]:
-    """The words of the #SBATCH lines, as sbatch splits them."""
+    """The words of the #SBATCH lines, as sbatch splits them: as a shell does, but that a backslash is an escape between
+    single quotes too."""
     lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
-    return [word for line in lines for word in shlex.split(line)]
+    return [word for line in lines for word in shlex.split(re.sub(r"\\(.)", r"\1", line))]
 
 
 def template(text: str, name: str = "base.sbatch.j2") -> Path:

@@ -1,11 +1,15 @@
 """What Slurm says of jobs, by its own commands. What it means for a run is decided in `state`."""
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 _TIMEOUT_S = 60
+# For what is good to know and no more.
+_PATIENCE_S = 20
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,54 @@ class SlurmJob:
     nodes: str = ""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What `sbatch --test-only` says of a job: when it would start, in Slurm's local time, or why it would not."""
+
+    start: str
+    text: str
+
+
+# sbatch lets its environment win over the options in a script (INPUT ENVIRONMENT VARIABLES in sbatch(1)). Most of these
+# variables are called after their option.
+_VARIABLES = {
+    "time": ("SBATCH_TIMELIMIT",),
+    "mem": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
+    "requeue": ("SBATCH_REQUEUE", "SBATCH_NO_REQUEUE"),
+    "no-requeue": ("SBATCH_REQUEUE", "SBATCH_NO_REQUEUE"),
+    "gpus-per-node": ("SBATCH_GPUS_PER_NODE", "SBATCH_GPUS", "SBATCH_GRES"),
+}
+
+
+def sbatch(options: Iterable[str]) -> list[str]:
+    """The command `sbatch`, to which the options in a script are what the script says."""
+    named = (variable for option in options for variable in _VARIABLES.get(option, (_variable(option),)))
+    hidden = sorted({variable for variable in named if variable in os.environ})
+    return [*(["env", *(word for name in hidden for word in ("-u", name))] if hidden else []), "sbatch"]
+
+
+def test_only(script: str, options: Iterable[str]) -> Answer | None:
+    """What sbatch says of a script with these options without submitting it; None where there is no Slurm to ask."""
+    done = _run([*sbatch(options), "--test-only"], script, _PATIENCE_S)
+    if done is None:
+        return None
+    text = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+    found = re.search(r"to start at (\S+)", text)
+    if done.returncode == 0 and found:
+        return Answer(found[1], text)
+    # Refused, unless it is the controller that is not there.
+    return Answer("", text) if " is UP" in (ask("scontrol", "ping") or "") else None
+
+
 def is_available() -> bool:
     """Whether this machine has Slurm's commands."""
     return shutil.which("sbatch") is not None
+
+
+def ask(*command: str) -> str | None:
+    """What a command of Slurm's prints; None where it fails, or is not here."""
+    done = _run(list(command))
+    return done.stdout if done is not None and done.returncode == 0 else None
 
 
 def jobs(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
@@ -73,10 +122,12 @@ def _sacct(job_ids: list[str]) -> dict[str, SlurmJob]:
     return found
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+def _variable(option: str) -> str:
+    return f"SBATCH_{option.upper().replace('-', '_')}"
+
+
+def _run(command: list[str], text: str = "", timeout_s: int = _TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL, check=False
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, input=text, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None

@@ -4,13 +4,14 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.local.local import LocalJob
 
-from titan_slurm.cluster import local
-from titan_slurm.launch.script import render
+from titan_slurm.cluster import local, slurm
+from titan_slurm.launch.script import python_of_ranks, render, sbatch_options
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
 
@@ -19,7 +20,7 @@ class SlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
     """Submits with sbatch. Can be made, and can show its script, on a machine without Slurm."""
 
     def __init__(self, plan: Plan, run: RunDirectory) -> None:
-        super().__init__(run.submitit_folder)
+        super().__init__(run.submitit_folder, python=shlex.quote(python_of_ranks(plan)))
         self.plan, self.run = plan, run
         self.parameters = {"nodes": plan.layout.nodes, "ntasks_per_node": plan.layout.tasks_per_node}
 
@@ -38,6 +39,9 @@ class SlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:  # noqa: ARG002 (submitit's signature)
         return render(self.plan, self.run, command)
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return [*slurm.sbatch(sbatch_options(self.plan, self.run)), str(submission_file_path)]
 
 
 class LocalExecutor(submitit.LocalExecutor):  # type: ignore[misc]

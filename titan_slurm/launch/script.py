@@ -4,27 +4,75 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from titan_slurm.errors import bad_input
+from titan_slurm.errors import BadInputError, Problem, bad_input
 from titan_slurm.recipe import find
 from titan_slurm.run.directory import RunDirectory
-from titan_slurm.run.nodes import excluded
+from titan_slurm.run.nodes import to_exclude
 from titan_slurm.run.plan import Plan
 
-_TEMPLATES = {"slurm": "base", "local": "local"}
+if TYPE_CHECKING:
+    # Whoever only asks which template it is, as `validate` does, need not wait for it.
+    import jinja2
 
 
-def template_for(cluster: str) -> find.Found:
-    """The template that a cluster's scripts are made from, the user's own before the built-in one."""
-    return find.template_file(_TEMPLATES[cluster])
+def template_for(plan: Plan) -> find.Found:
+    """The template that a plan's script is made from: for a local run, of the cluster profile, or the base one. The
+    user's own comes before a built-in one of the same name."""
+    name = "local" if plan.cluster == "local" else _given(plan, "cluster", "template") or "base"
+    try:
+        return find.template_file(name)
+    except BadInputError as error:
+        where = plan.values.get("cluster.cluster.template", {}).get("from", "")
+        problems = (Problem(where, f"{each.where}: {each.what}", each.hint) for each in error.problems)
+        raise BadInputError(problems) from None
 
 
 def render(plan: Plan, run: RunDirectory, command: str) -> str:
     """The batch script that runs `command` once per rank. Raises BadInputError for a template that cannot be used."""
-    template = template_for(plan.cluster)
+    import jinja2
+
+    if ":" in str(run.path):
+        raise bad_input("--runs-dir", f"{run.path} has a ':', which PYTHONPATH cannot hold", "another folder of runs")
+    template = template_for(plan)
+    environment = environment_of(template)
+    context = {
+        "plan": plan,
+        "run": str(run.path),
+        "name": plan.name,
+        "python": python(plan),
+        "command": command,
+        "sbatch": sbatch_options(plan, run),
+        "srun": [*(_given(plan, "slurm", "srun") or []), *plan.slurm["srun"]],
+        "wrapper": [],
+        "threads": max(1, (os.cpu_count() or 1) // plan.layout.world_size),
+    }
+    context |= _site(plan)
+    try:
+        if "container" in context and "container" not in names_in(environment, template):
+            what = f"container.image is given, and the template {template.name} starts no container"
+            raise bad_input(plan.values["cluster.container.image"]["from"], what, "cluster.template = 'pyxis_efa', say")
+        return environment.get_template(template.path.name).render(context)
+    except jinja2.TemplateSyntaxError as error:
+        raise bad_input(f"{error.filename or template.path}:{error.lineno}", str(error.message)) from None
+    except jinja2.TemplateNotFound as error:
+        raise bad_input(str(template.path), f"there is no template {error.name!r} to extend or include") from None
+    except BadInputError:
+        raise
+    except Exception as error:
+        # A template is a site's own code: whatever it raises is a mistake in it.
+        hint = _NO_CONTAINER if str(error) == "'container' is undefined" else ""
+        raise bad_input(_template_line(error, template.path), str(error), hint) from None
+
+
+_NO_CONTAINER = "this template is for a cluster profile with a [container]"
+
+
+def environment_of(template: find.Found) -> "jinja2.Environment":
+    """What a template is rendered with: where it finds others, and its filters."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=_loader(template.path.parent),
         undefined=jinja2.StrictUndefined,
@@ -33,37 +81,55 @@ def render(plan: Plan, run: RunDirectory, command: str) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"sh": _sh, "directive": _directive}
-    context = {
-        "plan": plan,
-        "run": str(run.path),
-        "name": plan.name,
-        "python": sys.executable,
-        "command": command,
-        "sbatch": sbatch_options(plan, run),
-        "srun": [],
-        "threads": max(1, (os.cpu_count() or 1) // plan.layout.world_size),
-    }
-    try:
-        return environment.get_template(template.path.name).render(context)
-    except jinja2.TemplateSyntaxError as error:
-        raise bad_input(f"{error.filename or template.path}:{error.lineno}", str(error.message)) from None
-    except jinja2.TemplateNotFound as error:
-        raise bad_input(str(template.path), f"there is no template {error.name!r} to extend or include") from None
-    except Exception as error:
-        # A template is a site's own code: whatever it raises is a mistake in it.
-        raise bad_input(_template_line(error, template.path), str(error)) from None
+    return environment
+
+
+def names_in(environment: "jinja2.Environment", template: find.Found) -> set[str]:
+    """The names that a template uses, apart from those in the base one, which has a place for everything."""
+    import jinja2.meta
+
+    names: set[str] = set()
+    waiting = [template.path.name]
+    while waiting:
+        name = waiting.pop()
+        source, file, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
+        if file is not None and Path(file).resolve() == (find.built_in("templates") / "base.sbatch.j2").resolve():
+            continue
+        tree = environment.parse(source, name, file)
+        names |= jinja2.meta.find_undeclared_variables(tree)
+        waiting += [each for each in jinja2.meta.find_referenced_templates(tree) if each]
+    return names
+
+
+def python(plan: Plan) -> str:
+    """The interpreter that has titan-slurm: of the profile's environment, or the one that runs now."""
+    venv, conda = _given(plan, "setup", "venv"), _given(plan, "setup", "conda")
+    return f"{venv}/bin/python" if venv else "python" if conda else sys.executable
+
+
+def python_of_ranks(plan: Plan) -> str:
+    """The same for the ranks, which may be in a container."""
+    if not _given(plan, "container", "image"):
+        return python(plan)
+    return _given(plan, "container", "python") or "python3"
 
 
 def sbatch_options(plan: Plan, run: RunDirectory) -> dict[str, Any]:
     """Options of sbatch by their long names, in the order of the script. True is an option without a value."""
     slurm, layout = plan.slurm, plan.layout
+    more = {name: value for name, value in slurm["sbatch"].items() if value is not False}
+    # What is given by these two is said together with what the run itself has to say.
+    gres, _ = more.pop("gres", None), more.pop("exclude", None)
+    gpus = slurm["gpus_per_node"] and f"{slurm['gpu_type'] + ':' if slurm['gpu_type'] else ''}{slurm['gpus_per_node']}"
+    request = _given(plan, "slurm", "gpu_request") or "gpus-per-node"
     options = {
         "job-name": plan.name,
         # By this a job is found whose submission was cut short before it was written down.
         "comment": f"titan-slurm {plan.run_id}",
         "nodes": layout.nodes,
         "ntasks-per-node": layout.tasks_per_node,
-        "gpus-per-node": slurm["gpus_per_node"] or None,
+        "gpus-per-node": (gpus or None) if request == "gpus-per-node" else None,
+        "gres": _joined(f"gpu:{gpus}" if gpus and request == "gres" else None, gres),
         "cpus-per-task": slurm["cpus_per_task"],
         "mem": slurm["mem"],
         "time": slurm["time"],
@@ -73,7 +139,7 @@ def sbatch_options(plan: Plan, run: RunDirectory) -> dict[str, Any]:
         "constraint": slurm["constraint"],
         "reservation": slurm["reservation"],
         "exclusive": slurm["exclusive"] or None,
-        "exclude": ",".join(excluded(run)) or None,
+        "exclude": _joined(*to_exclude(run, plan)),
         "requeue" if plan.requeue["enabled"] else "no-requeue": True,
         # Only the ranks get it, not this script, which has to act after they have left.
         "signal": f"USR2@{slurm['signal_lead']}",
@@ -82,11 +148,50 @@ def sbatch_options(plan: Plan, run: RunDirectory) -> dict[str, Any]:
         # A requeued job must not wipe out what its earlier attempts said.
         "open-mode": "append",
     }
-    return {name: value for name, value in options.items() if value is not None}
+    never = _given(plan, "slurm", "refused") or []
+    return {name: value for name, value in (options | more).items() if value is not None and name not in never}
 
 
-def _loader(folder: Path) -> jinja2.BaseLoader:
+def refused(plan: Plan) -> dict[str, str]:
+    """The fields that were set and that the site refuses, and where it says so."""
+    where = plan.values.get("cluster.slurm.refused", {}).get("from")
+    fields = [f"slurm.{name.replace('-', '_')}" for name in _given(plan, "slurm", "refused") or []]
+    return {field: f"{where} names it as refused" for field in fields if field in plan.values}
+
+
+def _joined(*parts: str | None) -> str | None:
+    return ",".join(part for part in parts if part) or None
+
+
+def _given(plan: Plan, section: str, field: str) -> Any:
+    """A value of the plan's cluster profile; None where there is none."""
+    return plan.profile["given"].get(section, {}).get(field) if plan.profile else None
+
+
+def _site(plan: Plan) -> dict[str, Any]:
+    """What a template may say of the site. `container` is defined only where there is one."""
+    given = plan.profile["given"] if plan.profile else {}
+    setup, network = given.get("setup", {}), given.get("network", {})
+    site = {
+        "modules": setup.get("modules", []),
+        "venv": setup.get("venv"),
+        "conda": setup.get("conda"),
+        "variables": given.get("environment", {}),
+        "interface": network.get("interface"),
+        "infiniband": network.get("infiniband"),
+        "infiniband_devices": network.get("infiniband_devices"),
+        "efa": network.get("efa", False),
+        "scratch": given.get("paths", {}).get("scratch"),
+    }
+    if plan.profile and "container" in given:
+        site["container"] = {"image": given["container"]["image"], "mounts": plan.profile["mounts"]}
+    return site
+
+
+def _loader(folder: Path) -> "jinja2.BaseLoader":
     """Templates beside the chosen one by name, and the built-in ones as `titan_slurm/…` whoever else has that name."""
+    import jinja2
+
     built_in = jinja2.FileSystemLoader(find.built_in("templates"))
     return jinja2.ChoiceLoader(
         [jinja2.FileSystemLoader(folder), jinja2.PrefixLoader({"titan_slurm": built_in}), built_in]
@@ -98,8 +203,9 @@ def _sh(value: Any) -> str:
 
 
 def _directive(value: Any) -> str:
-    """sbatch splits an #SBATCH line into words as a shell does, without expanding anything."""
-    return shlex.quote(_one_line(value))
+    """sbatch splits an #SBATCH line into words as a shell does, without expanding anything. A backslash is an escape to
+    it between single quotes too."""
+    return shlex.quote(_one_line(value)).replace("\\", "\\\\")
 
 
 def _one_line(value: Any) -> str:
