@@ -25,7 +25,9 @@ def test_a_run_is_complete(cli: CommandLine, prepare: Callable[..., Prepared]) -
     create.create(prepared.run, prepared.plan, prepared.resolved, prepared.script)
 
     run = Path("runs/mine")
-    assert sorted(path.name for path in run.iterdir()) == ["job.sh", "plan.json", "recipe.toml"]
+    # And `patches`, where the clone has changes that are not committed.
+    names = {path.name for path in run.iterdir()} - {"patches"}
+    assert names == {"code", "job.sh", "lock.json", "plan.json", "recipe.toml"}
     assert [path.name for path in run.parent.iterdir()] == ["mine"]
     assert without_id((run / "job.sh").read_text()) == without_id(rendered)
     assert (run / "job.sh").read_text() == prepared.script

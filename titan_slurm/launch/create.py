@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import tomli_w
@@ -34,14 +35,22 @@ def free_name(recipe: str, runs: Path) -> str:
 
 
 def create(run: RunDirectory, plan: Plan, resolved: ResolvedRecipe, script: str) -> None:
-    """Make the run's folder with plan, recipe and script in it.
+    """Make the run's folder with plan, recipe, script, lock and code in it.
+
+    Raises BadInputError if there is such a run already, or if the folder of runs cannot be written.
+    """
+    make(run, lambda new: write_contents(new, plan, resolved, script))
+
+
+def make(run: RunDirectory, fill: Callable[[RunDirectory], None]) -> None:
+    """Make a run's folder, whole or not at all; `fill` writes what is in it, while it has another name.
 
     Raises BadInputError if there is such a run already, or if the folder of runs cannot be written.
     """
     temporary = run.path.parent / f".{run.name}.{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
-        write_contents(RunDirectory(temporary), plan, resolved, script)
+        fill(RunDirectory(temporary))
         # A rename onto a folder that is not empty fails: of two that make the same run, one makes it whole.
         temporary.rename(run.path)
         sync_directory(run.path.parent)
@@ -57,14 +66,18 @@ _ABOUT_RESUME = "choose another name, or go on with that run by --resume"
 
 
 def write_contents(run: RunDirectory, plan: Plan, resolved: ResolvedRecipe, script: str) -> None:
-    """Write recipe and script, and last the plan, which makes the folder a run."""
+    """Write code, lock, recipe and script, and last the plan, which makes the folder a run."""
+    from titan_slurm.launch import lock
+
+    lock.write(run, plan, resolved)
     write_atomic(run.recipe_file, resolved_toml(resolved))
     write_atomic(run.script_file, script)
     write_json(run.plan_file, plan.to_dict())
 
 
 def resolved_toml(resolved: ResolvedRecipe) -> str:
-    """The recipe as one file: nothing to extend, every value that was set, and where each came from as a comment."""
+    """The recipe as one file: nothing to extend, every value that was set, and where each came from as a comment. What
+    a cluster profile says beneath it is left to the place where it runs next."""
     about = {
         "schema": 1,
         "name": resolved.name,
@@ -73,7 +86,7 @@ def resolved_toml(resolved: ResolvedRecipe) -> str:
     }
     tables: dict[str, dict[str, object]] = {"recipe": dict(about)}
     for (section, *path), value in resolved.values.items():
-        if section != "recipe":
+        if section != "recipe" and not value.of_place:
             tables.setdefault(section, {})[".".join(path)] = value.value
     return "\n".join(_section(name, table, resolved) for name, table in tables.items())
 
@@ -84,6 +97,9 @@ def _section(name: str, table: dict[str, object], resolved: ResolvedRecipe) -> s
         origin = resolved.values.get((name, *field.split(".")))
         comment = f"  # {origin.origin}" if origin else ""
         text = tomli_w.dumps({field: value}).rstrip("\n")
+        if "." in field and name != "torchtitan":
+            # A table within the section, as a dotted key. Only torchtitan's paths are the same in quotes.
+            text = text.replace(f'"{field}"', field, 1)
         # A comment ends with its line and holds no control characters, and a list may take several lines.
         lines.append(text + comment if "\n" not in text and comment.isprintable() else text)
     return "\n".join(lines) + "\n"

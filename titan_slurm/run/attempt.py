@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titan_slurm.run.events import EVENTS_FILE, FINISHED, RANK_0, STOPPED, EventLog
 from titan_slurm.run.files import read_json, write_json, write_json_once
 from titan_slurm.run.verdict import CRASHED
 
@@ -29,6 +30,18 @@ class Attempt:
     def facts(self) -> dict[str, Any]:
         """What was known at its start: {"started", "job_id", "nodes", "restart_count", "host", "saved_step"}."""
         return read_json(self.path / "attempt.json") or {}
+
+    def events(self, by: str) -> EventLog:
+        """The run's events, for one of those who write them during this attempt."""
+        return EventLog(self.path.parents[1] / EVENTS_FILE, by, self.number)
+
+    def environment(self) -> dict[str, Any]:
+        """What it found where it trained, and how that differed from the run's lock; empty before it has looked."""
+        return read_json(self.path / "environment.json") or {}
+
+    def set_environment(self, environment: dict[str, Any]) -> None:
+        """Rank 0 writes down what it found."""
+        write_json(self.path / "environment.json", environment)
 
     def log_file(self, rank: int) -> Path:
         """What a rank printed, standard output and error together."""
@@ -64,15 +77,17 @@ class Attempt:
     def finish(self, step: int) -> None:
         """Rank 0 says that the run's last step is done and saved."""
         write_json(self.path / "finished.json", {"step": step, "time": time.time()})
+        self.events(RANK_0).add(FINISHED, step=step)
 
     def finished(self) -> dict[str, Any] | None:
         """What `finish` wrote."""
         return read_json(self.path / "finished.json")
 
     def stop(self, signal: str, step: int, *, saved: bool, why: str = "") -> None:
-        """A rank says that the ranks stop at this step because of a signal; `why` it is not saved, if it is not."""
+        """Rank 0 says that the ranks stop at this step because of a signal; `why` it is not saved, if it is not."""
         value = {"signal": signal, "step": step, "saved": saved, "why": why, "time": time.time()}
         write_json(self.path / "stopped.json", value)
+        self.events(RANK_0).add(STOPPED, step=step, signal=signal, saved=saved, why=why)
 
     def stopped(self) -> dict[str, Any] | None:
         """What `stop` wrote."""

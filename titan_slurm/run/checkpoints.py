@@ -61,12 +61,13 @@ class FileRecord:
 @dataclass(frozen=True)
 class Commit:
     """The record that makes a folder a checkpoint. `time`: when it was written, in seconds since 1970; `seconds`: from
-    the beginning of the save to here."""
+    the beginning of the save to here; `run`: the path of the run that made it, empty where it is not known."""
 
     step: int
     time: float
     seconds: float
     files: dict[str, FileRecord]
+    run: str = ""
 
     @property
     def bytes(self) -> int:
@@ -134,11 +135,12 @@ def newest_committed_step(folder: Path) -> int:
     return next((each.step for each in committed(folder)), 0)
 
 
-def commit(path: Path, files: dict[str, FileRecord], *, started: float) -> None:
+def commit(path: Path, files: dict[str, FileRecord], *, started: float, run: str = "") -> None:
     """Make `path`, named step-N, a checkpoint. Every file must have been synced to stable storage by its writer.
 
-    `started`: when the save began, in seconds since 1970. Raises FileNotFoundError if a file does not come to its size
-    here within half a minute: then the ranks do not write to one shared folder.
+    `started`: when the save began, in seconds since 1970. `run`: the path of the run that makes it. Raises
+    FileNotFoundError if a file does not come to its size here within half a minute: then the ranks do not write to one
+    shared folder.
     """
     _wait_until_in_place(path, files)
     sync_directory(path)
@@ -149,6 +151,7 @@ def commit(path: Path, files: dict[str, FileRecord], *, started: float) -> None:
         "step": _step_of(path),
         "time": now,
         "seconds": now - started,
+        "run": run,
         "files": {name: vars(file) for name, file in sorted(files.items())},
     }
     write_json(path / COMMIT_FILE, record)
@@ -162,7 +165,8 @@ def read_commit(path: Path) -> Commit:
         if values["schema"] != SCHEMA:
             raise ValueError(f"has schema {values['schema']!r}, this titan-slurm reads {SCHEMA}")
         files = {str(name): FileRecord(**file) for name, file in values["files"].items()}
-        found = Commit(int(values["step"]), float(values["time"]), float(values["seconds"]), files)
+        times = float(values["time"]), float(values["seconds"])
+        found = Commit(int(values["step"]), *times, files, values.get("run", ""))
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"is not a commit record: {error!r}") from None
     if _STEP.match(path.name) and found.step != _step_of(path):
@@ -260,8 +264,8 @@ def prune(folder: Path, keep: int) -> list[Path]:
     return [each.path for each in old]
 
 
-def record_commit(folder: Path, step: int, *, seconds_blocked: float) -> None:
-    """Add a commit to the folder's history. One process at a time.
+def record_commit(folder: Path, step: int, *, seconds_blocked: float) -> dict[str, Any]:
+    """Add a commit to the folder's history; returns its line there. One process at a time.
 
     seconds_blocked: how long the training stood still for it.
     """
@@ -274,6 +278,7 @@ def record_commit(folder: Path, step: int, *, seconds_blocked: float) -> None:
         "seconds_total": record.seconds,
     }
     append_json_line(folder / COMMITS_FILE, line)
+    return line
 
 
 def commits(folder: Path) -> list[dict[str, Any]]:

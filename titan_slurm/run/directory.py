@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titan_slurm.run import metrics
 from titan_slurm.run.attempt import Attempt
-from titan_slurm.run.files import append_json_line, last_json_line, read_json, read_json_lines, write_json
+from titan_slurm.run.events import EVENTS_FILE, SUBMIT, EventLog
+from titan_slurm.run.files import append_json_line, read_json, read_json_lines, write_json
 from titan_slurm.run.plan import Plan
 
 
@@ -42,8 +44,28 @@ class RunDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """One line per logged step, in the order of logging; after a fall-back steps repeat and the last one counts."""
+        """One line per logged step, in the order of logging; after a fall-back steps repeat and the newest count."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def events_file(self) -> Path:
+        """One line for each thing that happened."""
+        return self.path / EVENTS_FILE
+
+    @property
+    def lock_file(self) -> Path:
+        """What the run is made of."""
+        return self.path / "lock.json"
+
+    @property
+    def code_folder(self) -> Path:
+        """The run's own copy of the code: what its batch script and its ranks import."""
+        return self.path / "code"
+
+    @property
+    def cache_folder(self) -> Path:
+        """What torch has compiled, for the next attempt."""
+        return self.path / "cache"
 
     @property
     def attempts_folder(self) -> Path:
@@ -59,6 +81,11 @@ class RunDirectory:
     def assets_folder(self) -> Path:
         """The built-in text and its tokenizer, prepared by the first attempt, the same for all later ones."""
         return self.path / "assets"
+
+    @property
+    def export_folder(self) -> Path:
+        """The final weights in Hugging Face's format, where the recipe asks for them: step-N."""
+        return self.path / "export"
 
     @property
     def nodes_file(self) -> Path:
@@ -90,10 +117,21 @@ class RunDirectory:
 
     def keep_plan_in_history(self) -> None:
         """Copy the plan in force to `history/`, before another takes its place."""
+        write_json(self.next_in_history("plan", ".json"), self.plan().to_dict())
+
+    def next_in_history(self, name: str, ending: str) -> Path:
+        """Where to keep what is about to be replaced: `history/NAME.0001ENDING` and so on."""
         folder = self.path / "history"
         folder.mkdir(exist_ok=True)
-        number = len(list(folder.glob("plan.*.json"))) + 1
-        write_json(folder / f"plan.{number:04d}.json", self.plan().to_dict())
+        return folder / f"{name}.{len(list(folder.glob(f'{name}.*'))) + 1:04d}{ending}"
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All that happened, oldest first; `titan_slurm.run.events` says what there is."""
+        return read_json_lines(self.events_file)
+
+    def submissions(self) -> EventLog:
+        """The run's events, for whoever submits it."""
+        return EventLog(self.events_file, SUBMIT)
 
     def jobs(self) -> list[dict[str, Any]]:
         """All submissions: {"job_id", "cluster", "time"}; of local runs also "process_started" (Unix time)."""
@@ -112,11 +150,15 @@ class RunDirectory:
 
     def last_metrics(self) -> dict[str, Any]:
         """The newest logged step, or an empty dict."""
-        return last_json_line(self.metrics_file) or {}
+        return metrics.last(self.metrics_file)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """All logged steps in the order of logging."""
-        return read_json_lines(self.metrics_file)
+        return metrics.logged(self.metrics_file)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Each logged step once, as the newest attempt that did it has it."""
+        return metrics.curve(self.metrics_file)
 
     def cancelled(self) -> dict[str, Any] | None:
         """The user's wish to end the run, if there is one: {"time", "job_id"}."""

@@ -45,6 +45,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def sync_directory(path: Path) -> None:
     """Put renames and new names in `path` on stable storage."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Put what has been written to `path` on stable storage."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,15 +58,18 @@ def sync_directory(path: Path) -> None:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Append one line of JSON with a single write, after a newline if an earlier writer died inside its line."""
+    """Append one line of JSON by a single write, after a newline if an earlier writer died inside its line."""
     line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                line = b"\n" + line
-        file.write(line)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        # The kernel writes less than all of it only where there is no more room; then the next write says so.
+        while line:
+            line = line[os.write(descriptor, line) :]
+    finally:
+        os.close(descriptor)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -72,8 +80,9 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def last_json_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a JSON-lines file, read from its end: the cost does not grow with the run."""
+def last_json_line(path: Path, having: str = "") -> dict[str, Any] | None:
+    """The last whole line of a JSON-lines file, read from its end: the cost does not grow with the run. `having`: only
+    a line with that field."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -84,7 +93,7 @@ def last_json_line(path: Path) -> dict[str, Any] | None:
     for line in reversed(lines):
         with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
             value = json.loads(line)
-            if isinstance(value, dict):
+            if isinstance(value, dict) and (not having or having in value):
                 return value
     return None
 

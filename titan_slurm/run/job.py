@@ -47,6 +47,22 @@ def ask(patience_s: float = 0.0) -> JobFacts | None:
         time.sleep(_TURN_S)
 
 
+def spare_nodes() -> int | None:
+    """How many nodes of its partition this job can do without; None where Slurm cannot be asked."""
+    job_id = _own_id()
+    shown = _run("scontrol", "show", "job", "--oneliner", job_id) if job_id else None
+    fields = dict(re.findall(r"(?:^| )(Partition|NumNodes)=(\S+)", shown.stdout)) if shown else {}
+    if len(fields) < 2 or not fields["NumNodes"].isdigit():
+        return None
+    usable = "idle,alloc,mixed,completing,planned,reserved,maint"
+    listing = ("--noheader", "--Node", "--format=%N", f"--partition={fields['Partition']}", f"--states={usable}")
+    done = _run("sinfo", *listing)
+    if done is None or done.returncode != 0:
+        return None
+    # A node stands there once for each of its partitions.
+    return max(len(set(done.stdout.split())) - int(fields["NumNodes"]), 0)
+
+
 def past_state(job_id: str, restart_count: int) -> str:
     """How an earlier start of a job ended, by Slurm's accounting: PREEMPTED, REQUEUED (by a user), NODE_FAIL … Empty
     where there is no accounting, or where it does not know."""

@@ -4,8 +4,9 @@ which finds the verdict and has the scheduler start the run again if that is rig
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-from titan_slurm.run import job, nodes, verdict
+from titan_slurm.run import events, job, nodes, verdict
 from titan_slurm.run.attempt import Attempt, host, new_attempt
 from titan_slurm.run.checkpoints import newest_committed_step
 from titan_slurm.run.directory import RunDirectory
@@ -41,6 +42,8 @@ def begin(run: RunDirectory) -> Attempt:
         "saved_step": _saved_step(run),
     }
     write_json(attempt.path / "attempt.json", facts)
+    known: dict[str, Any] = {name: facts[name] for name in ("job_id", "nodes", "restart_count")}
+    attempt.events(events.BATCH_SCRIPT).add(events.STARTED, **known)
     return attempt
 
 
@@ -59,7 +62,7 @@ def settle(run: RunDirectory) -> None:
         if not came_back and found.verdict == verdict.PREEMPTED and slurm_state not in verdict.BY_SLURM_STATE:
             found = Verdict(verdict.CRASHED, f"job {job_id} ended without a word")
         again = came_back and found.verdict not in (verdict.COMPLETED, verdict.CANCELLED)
-        attempt.give_verdict(found.verdict, found.reason, saved_step=_saved_step(run), again=again)
+        _write_verdict(run, attempt, found, again=again, late=True)
 
 
 def _check_budgets(run: RunDirectory) -> None:
@@ -83,7 +86,7 @@ def end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
     earlier = [each for each in run.attempts() if each.number < attempt.number]
     then = verdict.after([*_past(earlier), _as_past(run, attempt, found)], budgets(run))
     if found.verdict in (verdict.CRASHED, verdict.HUNG) and (bad := _bad_nodes(attempt, evidence)):
-        nodes.blame(run, bad, attempt.number, found.verdict)
+        nodes.blame(run, bad, attempt.number, found.verdict, job.spare_nodes())
     # Anything but RUNNING means that Slurm has decided already: another requeue would raise a cancelled job. Whether
     # the budgets allow what it decided is for the next attempt to see.
     decided = facts is not None and facts.state != "RUNNING" and found.verdict != verdict.COMPLETED
@@ -97,7 +100,7 @@ def end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
     if run.plan().cluster == "local":
         time.sleep(then.delay_s)
         return AGAIN_EXIT_CODE
-    complaint = job.requeue(then.delay_s, nodes.excluded(run) if run.nodes_file.exists() else None)
+    complaint = job.requeue(then.delay_s, nodes.to_exclude(run, run.plan()) if run.nodes_file.exists() else None)
     if complaint:
         _leave_to_slurm(attempt, found, complaint)
     return exit_code or 1
@@ -110,15 +113,23 @@ def budgets(run: RunDirectory) -> Budgets:
 
 
 def _give(run: RunDirectory, attempt: Attempt, found: Verdict, then: Next) -> None:
-    attempt.give_verdict(
-        found.verdict,
-        found.reason,
-        saved_step=_saved_step(run),
+    _write_verdict(
+        run,
+        attempt,
+        found,
         repeats=found.repeats,
         again=then.again,
         delay_s=then.delay_s,
         why=then.why,
     )
+
+
+def _write_verdict(run: RunDirectory, attempt: Attempt, found: Verdict, **more: Any) -> None:
+    more["saved_step"] = _saved_step(run)
+    attempt.give_verdict(found.verdict, found.reason, **more)
+    # The one that stands, which may be another.
+    standing = {name: value for name, value in (attempt.verdict() or {}).items() if name != "time"}
+    attempt.events(events.BATCH_SCRIPT).add(events.VERDICT, **standing)
 
 
 def _leave_to_slurm(attempt: Attempt, found: Verdict, complaint: str) -> None:

@@ -44,6 +44,7 @@ class Plan:
     """`cuda` or `cpu`."""
     layout: Layout
     model: dict[str, Any]
+    """{"name", "flavor"}, {"name", "sizes"}, or for models of transformers {"name", "config"}: a config.json."""
     data: dict[str, Any]
     optimizer: dict[str, Any]
     activation_checkpointing: str
@@ -53,7 +54,14 @@ class Plan:
     slurm: dict[str, Any]
     requeue: dict[str, Any]
     values: dict[str, dict[str, Any]]
-    """Each recipe field that was set: {"value": …, "from": "file.toml:12" or "--set" or "environment NAME"}."""
+    """Each field that was set: {"value": …, "from": "file.toml:12" or "--set" or "environment NAME"}. The recipe's by
+    their names, and those of the cluster profile after `cluster.`."""
+    profile: dict[str, Any] | None = None
+    """The cluster profile, as it was at submission: {"name", "path", "given", "mounts"}."""
+    export_to_hf: bool = False
+    """Whether the weights after the last step are also written in Hugging Face's format."""
+    float8: dict[str, Any] | None = None
+    """Matrix products in float8: {"recipe", "filter_fqns", "grouped_experts"}; None if there are none."""
     schema: int = SCHEMA
 
     @property

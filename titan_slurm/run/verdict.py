@@ -47,6 +47,7 @@ _SURE_TO_REPEAT = frozenset(
         "ModuleNotFoundError",
         "NoUsableCheckpointError",
         "NotImplementedError",
+        "OtherVersionsError",
         "OutOfMemoryError",
         "PermissionError",
         "TypeError",

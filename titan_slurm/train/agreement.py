@@ -23,8 +23,12 @@ class PendingAnswer:
 
     def result(self) -> int:
         """The largest value of any rank."""
+        return self.results()[0]
+
+    def results(self) -> list[int]:
+        """At each place, the largest value of any rank."""
         self._work.wait()
-        return int(self._answer.item())
+        return [int(value) for value in self._answer.tolist()]
 
 
 class Agreement:
@@ -35,7 +39,11 @@ class Agreement:
 
     def ask_largest(self, value: int) -> PendingAnswer:
         """Start finding the largest value of any rank, and return at once."""
-        answer = torch.tensor(value, dtype=torch.int64)
+        return self.ask_largest_of([value])
+
+    def ask_largest_of(self, values: list[int]) -> PendingAnswer:
+        """The same for several values at once, each at its place; as many on every rank."""
+        answer = torch.tensor(values, dtype=torch.int64)
         return PendingAnswer(dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self._group, async_op=True), answer)
 
     def largest(self, value: int) -> int:

@@ -1,6 +1,9 @@
-"""Every logged step, also into the run directory, for `status` and `logs` to read. How it is shown lives there."""
+"""Every logged step, also into the run directory. What is in a line is said in `titan_slurm.run.metrics`; how it is
+shown lives with `status` and `logs`."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +11,16 @@ from typing import Any
 import torch.distributed
 import torchtitan.components.metrics as torchtitan_metrics
 from torchtitan.tools.logging import logger
-from torchtitan.tools.utils import device_type
+from torchtitan.tools.utils import device_type, get_peak_flops
 
 from titan_slurm.run.files import append_json_line
+from titan_slurm.run.metrics import highest_step
+from titan_slurm.train.spread import OptimizerTimes, Spread
 
 # What torchtitan's memory monitor and peak-FLOPS table say of a CPU is nonsense.
-_ONLY_ON_GPU = ("memory/", "mfu", "tflops")
+_ONLY_ON_GPU = ("memory/", "validation_metrics/memory/", "mfu", "tflops")
+# What torchtitan takes for the peak of a GPU that it does not know: the A100's.
+_UNKNOWN_PEAK = 312e12
 
 
 class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
@@ -27,6 +34,47 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         """Number of the attempt, from 1."""
         tokens_per_step: int = 0
         """Of the whole run; torchtitan's own count goes wrong when the number of ranks changes."""
+        optimizer_on_host: bool = False
+        """Whether the optimizer computes on the CPU."""
+
+    def __init__(self, config: Config, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        peak = None if device_type == "cpu" else peak_flops(self.device_memory_monitor.device_name)
+        if peak is None:
+            # For torchtitan the one reason not to show an MFU.
+            self.has_quantization = True
+        else:
+            self.gpu_peak_flops = peak
+        self._optimizer = OptimizerTimes(on_host=config.optimizer_on_host)
+        self._spread = Spread(torch.distributed.get_rank())
+        self._steps, self._seconds, self._step_began = 0, 0.0, 0.0
+
+    def timed_optimizer(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """An optimizer's `step`, whose time counts."""
+        return self._optimizer.timed(step)
+
+    def begin(self) -> None:
+        """Training begins: what came before is not of the first step."""
+        self.time_last_log = time.perf_counter()
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around every step."""
+        self._steps, self._step_began = self._steps + 1, time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - self._step_began
+
+    def _take_times(self) -> dict[str, float]:
+        """This rank's seconds per step since the last call, from inside a step."""
+        now = time.perf_counter()
+        totals = {
+            "step_seconds": self._seconds + now - self._step_began,
+            "data_seconds": sum(self.data_loading_times),
+            "optimizer_seconds": self._optimizer.take(),
+        }
+        steps = max(1, self._steps)
+        self._steps, self._seconds, self._step_began = 0, 0.0, now
+        return {name: total / steps for name, total in totals.items()}
 
     def _build_metric_logger(self, **kwargs: Any) -> Any:
         others = super()._build_metric_logger(**kwargs)
@@ -37,21 +85,48 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         config = kwargs["config"]
         return _StepLogger(others, config, parallel_dims.world_size)
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        if device_type != "cpu":
-            super().log(*args, **kwargs)
-            return
-        # torchtitan's own line shows memory and MFU; _StepLogger prints one without.
-        logger.disabled = True
-        try:
-            super().log(*args, **kwargs)
-        finally:
-            logger.disabled = False
-        if isinstance(self.logger, _StepLogger) and self.logger.last:
+    def log(self, step: int, *args: Any, **kwargs: Any) -> None:
+        """Called by torchtitan on every rank at a logged step, when the device has come to its end."""
+        times = self._take_times()
+        apart = self._spread.exchange(step, times)
+        mine = self.logger if isinstance(self.logger, _StepLogger) else None
+        if mine:
+            mine.times, mine.apart = times, apart
+        with _torchtitans_own_line(hidden=device_type == "cpu"):
+            super().log(step, *args, **kwargs)
+        if device_type == "cpu" and mine and mine.last:
             logger.info(
                 "step: {step:2}  loss: {loss:8.5f}  grad_norm: {grad_norm:7.4f}  "
-                "tokens/s: {tokens_per_second:,.0f}".format(**self.logger.last)
+                "tokens/s: {tokens_per_second:,.0f}".format(**mine.last)
             )
+
+    def log_validation(self, loss: float, step: int, *args: Any, **kwargs: Any) -> None:
+        """As torchtitan's."""
+        with _torchtitans_own_line(hidden=device_type == "cpu"):
+            super().log_validation(loss, step, *args, **kwargs)
+        if device_type == "cpu":
+            logger.info(f"validate step: {step:2}  loss: {loss:7.4f}")
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The most that a GPU can compute per second in bf16, without sparsity; None where nobody has said."""
+    # torchtitan, which asks lspci as well, takes an H20 for an H100, and does not know an L40S by this name.
+    known = {"H20": 148e12, "L40S": 362e12}
+    for name, peak in known.items():
+        if name in device_name.split() or f"{name}-" in device_name:
+            return peak
+    peak = get_peak_flops(device_name)
+    return peak if peak != _UNKNOWN_PEAK or "A100" in device_name else None
+
+
+@contextlib.contextmanager
+def _torchtitans_own_line(*, hidden: bool) -> Iterator[None]:
+    """torchtitan's line shows memory and MFU, on a CPU as well."""
+    logger.disabled = hidden
+    try:
+        yield
+    finally:
+        logger.disabled = False
 
 
 class _StepLogger(torchtitan_metrics.BaseLogger):
@@ -62,13 +137,19 @@ class _StepLogger(torchtitan_metrics.BaseLogger):
         self.config = config
         self.world_size = world_size
         self.last: dict[str, Any] = {}
+        self.times: dict[str, float] = {}
+        self.apart: dict[str, Any] | None = None
+        self._file = Path(config.metrics_file)
+        self._reached_before = highest_step(self._file)
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         if device_type == "cpu":
             metrics = {name: value for name, value in metrics.items() if not name.startswith(_ONLY_ON_GPU)}
         if "loss_metrics/global_avg_loss" in metrics:
-            self.last = self._record(metrics, step)
-            append_json_line(Path(self.config.metrics_file), self.last)
+            self.last = self._training(metrics, step)
+            self._append(self.last)
+        elif "validation_metrics/loss" in metrics:
+            self._append(self._any(step) | {"validation_loss": metrics["validation_metrics/loss"]})
         self._each("log", metrics, step)
 
     def close(self) -> None:
@@ -84,16 +165,35 @@ class _StepLogger(torchtitan_metrics.BaseLogger):
                 logger.warning(f"{type(other).__name__} is gone ({type(error).__name__}: {error}); going on without it")
                 self.others.remove(other)
 
-    def _record(self, metrics: dict[str, Any], step: int) -> dict[str, Any]:
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            append_json_line(self._file, line)
+        except OSError as error:
+            # A full disk may have room again by the time of the next save, which is what counts.
+            logger.warning(f"{self._file} cannot be written: {error.strerror}; step {line['step']} is not in it")
+
+    def _any(self, step: int) -> dict[str, Any]:
+        return {"step": step, "time": time.time(), "attempt": self.config.attempt}
+
+    def _training(self, metrics: dict[str, Any], step: int) -> dict[str, Any]:
         rates = [value for name, value in metrics.items() if name.startswith("lr")]
-        return {
-            "step": step,
-            "time": time.time(),
-            "attempt": self.config.attempt,
+        line = self._any(step) | {
+            "replayed": step <= self._reached_before,
             "loss": metrics["loss_metrics/global_avg_loss"],
+            "max_loss": metrics["loss_metrics/global_max_loss"],
             "grad_norm": metrics["grad_norm"],
             "lr": rates[0] if rates else None,
             # torchtitan counts per device; a run has one speed.
             "tokens_per_second": metrics["throughput(tps)"] * self.world_size,
             "tokens": step * self.config.tokens_per_step,
+            "step_seconds": self.times["step_seconds"],
+            "data_seconds": self.times["data_seconds"],
         }
+        on_gpu = {
+            "mfu": metrics.get("mfu(%)"),
+            "memory_active_gib": metrics.get("memory/max_active(GiB)"),
+            "memory_reserved_gib": metrics.get("memory/max_reserved(GiB)"),
+            "alloc_retries": metrics.get("memory/num_alloc_retries"),
+        }
+        line |= {name: value for name, value in on_gpu.items() if value is not None}
+        return line | ({"ranks": self.apart} if self.apart else {})
