@@ -27,11 +27,14 @@ _NOT_OURS = ("TORCHTITAN_", "TITAN_SLURM_", "SLURM_", "WANDB_", "FORCE_COLOR")
 
 
 class LocalRun:
-    """A run of the debug recipe with two ranks."""
+    """A run of a debug recipe with two ranks."""
 
-    def __init__(self, path: Path, *settings: str) -> None:
+    def __init__(self, path: Path, *settings: str, recipe: str = "llama3_debug") -> None:
         self.run = RunDirectory(path)
+        self.recipe = recipe
         self.settings = [*SMALL, *settings]
+        self.environment: dict[str, str] = {}
+        """What the command line has beside the clean environment."""
 
     @property
     def checkpoints(self) -> Path:
@@ -50,7 +53,7 @@ class LocalRun:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         done = subprocess.run(
             [sys.executable, "-m", "titan_slurm", *arguments, "--runs-dir", str(self.run.path.parent)],
-            env=clean | {"OMP_NUM_THREADS": "1"},
+            env=clean | {"OMP_NUM_THREADS": "1"} | self.environment,
             cwd=self.run.path.parent,
             capture_output=True,
             text=True,
@@ -64,7 +67,7 @@ class LocalRun:
         self.settings += settings
         options = [word for setting in self.settings for word in ("--set", setting)]
         resume = ["--resume"] if self.run.exists() else []
-        self.titan_slurm("submit", "llama3_debug", "--cluster", "local", "--name", self.run.name, *options, *resume)
+        self.titan_slurm("submit", self.recipe, "--cluster", "local", "--name", self.run.name, *options, *resume)
 
     def wait(self, seconds: float = 240) -> RunStatus:
         """Its status, once it has ended."""

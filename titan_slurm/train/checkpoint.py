@@ -22,8 +22,9 @@ from torchtitan.components.checkpoint import AsyncMode
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection, device_type
 
-from titan_slurm.run import checkpoints
+from titan_slurm.run import checkpoints, events
 from titan_slurm.run.checkpoints import NoUsableCheckpointError
+from titan_slurm.run.events import NO_EVENTS, EventLog
 from titan_slurm.train.agreement import agreement
 from titan_slurm.train.checkpoint_writer import CheckpointSaveError, CommittingWriter
 
@@ -43,12 +44,18 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
         pass
 
     save_future: Future[Any] | None
+    staging_future: Future[Any] | None
+    events: EventLog = NO_EVENTS
+    """Where saves and loads are noted, on the rank that does so."""
+    run: str = ""
+    """The path of the run, for its checkpoints to say whose they are."""
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         if not self.enable:
             return
         self._step_in_flight = 0
+        self._save_began = self._blocked = 0.0
         # Without a group of its own a synchronous save waits for the slowest disk inside a collective of NCCL, whose
         # watchdog ends the training after comm.train_timeout_seconds.
         self.pg = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -87,7 +94,10 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
         """As torchtitan's, with a writer that commits."""
         if to_hf:
             raise NotImplementedError("a run's checkpoints are in DCP's format; an export is made afterwards")
-        how: dict[str, Any] = {"checkpoint_id": checkpoint_id, "storage_writer": CommittingWriter(checkpoint_id)}
+        how: dict[str, Any] = {
+            "checkpoint_id": checkpoint_id,
+            "storage_writer": CommittingWriter(checkpoint_id, self.run),
+        }
         with torch.no_grad():
             if async_mode == AsyncMode.ASYNC:
                 return dcp.async_save(state_dict, process_group=self.pg, **how)
@@ -110,22 +120,37 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
         if not self._should_save(curr_step, last_step):
             return False
+        began = time.monotonic()
         self.finish()
         if _from_rank_0(lambda: self._is_saved(curr_step)):
             logger.info(f"Step {curr_step} is saved already.")
             return False
-        started = time.monotonic()
-        self._step_in_flight = curr_step
+        self._save_began, self._step_in_flight = began, curr_step
+        self.events.add(events.SAVE_BEGIN, step=curr_step, waited=time.monotonic() - began)
         try:
             super()._save(curr_step, last_step)
         except CheckpointException as error:
             raise self._explain(error) from None
-        blocked = time.monotonic() - started
+        self._blocked = time.monotonic() - began
         if self.save_future is None:
-            self._committed(curr_step, blocked)
+            self._committed(curr_step)
         else:
-            self.save_future = _then(self.save_future, lambda: self._committed(curr_step, blocked))
+            if self.staging_future is None:
+                self._staged()
+            self.save_future = _then(self.save_future, lambda: self._committed(curr_step))
         return True
+
+    def _maybe_wait_for_staging(self) -> None:
+        if self.staging_future is None:
+            return
+        began = time.monotonic()
+        super()._maybe_wait_for_staging()
+        self._blocked += time.monotonic() - began
+        self._staged()
+
+    def _staged(self) -> None:
+        seconds = time.monotonic() - self._save_began
+        self.events.add(events.SAVE_STAGED, step=self._step_in_flight, seconds=seconds, seconds_blocked=self._blocked)
 
     def _is_saved(self, step: int) -> bool:
         """Whether a step is committed; what else may be in its folder's place is moved out of the way."""
@@ -136,12 +161,14 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
             self._set_aside(path, checkpoints.PARTIAL, ["a save that was never committed"])
         return False
 
-    def _committed(self, step: int, blocked: float) -> None:
+    def _committed(self, step: int) -> None:
         """What follows a commit, on rank 0; runs in the saver's thread for a save in the background."""
         if not _is_rank_0():
             return
         try:
-            checkpoints.record_commit(Path(self.folder), step, seconds_blocked=blocked)
+            line = checkpoints.record_commit(Path(self.folder), step, seconds_blocked=self._blocked)
+            more = {"bytes": line["bytes"], "seconds": line["seconds_total"], "seconds_blocked": self._blocked}
+            self.events.add(events.SAVE_COMMITTED, step=step, **more)
             self._retain()
         except OSError as error:
             # The checkpoint itself is safe.
@@ -177,14 +204,18 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
                 shutil.rmtree(path, ignore_errors=True)
             error = next(iter(error.failures.values()))[0]
         said = str(error) if isinstance(error, CheckpointSaveError) else f"{type(error).__name__}: {error}"
+        self.events.add(events.SAVE_FAILED, step=self._step_in_flight, error=said)
         return CheckpointSaveError(f"step {self._step_in_flight} could not be saved: {said}")
 
     def _load(self, step: int = -1) -> bool:
+        began = time.monotonic()
         if step == -1:
             step = self._choose()
         if step == -1 and self.initial_load_path:
             self._check_initial(Path(self.initial_load_path))
-        return bool(super()._load(step))
+        loaded = bool(super()._load(step))
+        self.events.add(events.CHECKPOINT_LOADED, step=max(step, 0), seconds=time.monotonic() - began)
+        return loaded
 
     def _find_load_step(self, folder: str = "") -> int:  # noqa: ARG002 (torchtitan's signature)
         # Asked only where `_choose` has found nothing to go on from.

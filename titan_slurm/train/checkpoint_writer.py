@@ -35,8 +35,9 @@ class CommittingWriter(_FileSystemWriter):
     there is a commit exactly when every rank's files are synced, in every mode of saving and without a collective more.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, run: str = "") -> None:
         super().__init__(path)
+        self.run = run
         self.fs = _SummingFileSystem()
         self.started = time.time()
 
@@ -59,7 +60,7 @@ class CommittingWriter(_FileSystemWriter):
             for each in results:
                 assert isinstance(each, _Results)
                 files |= each.files
-            commit(Path(self.path), files, started=self.started)
+            commit(Path(self.path), files, started=self.started, run=self.run)
 
     @contextmanager
     def _plain_errors(self) -> Generator[None]:

@@ -86,7 +86,9 @@ def _train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": _BOS, "eos_token": _EOS}))
+    # Without its class, transformers would take it for the one that belongs to the kind of model.
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": _BOS, "eos_token": _EOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
 def _tokenize(source: Path, tokenizer_path: str, folder: Path) -> None:

@@ -6,11 +6,14 @@ environment and signal mask have to be right first.
 
 import multiprocessing
 import os
+import platform
+import re
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from titan_slurm.run import events
 from titan_slurm.run.attempt import ATTEMPT_VARIABLE, Attempt
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
@@ -42,8 +45,10 @@ class _Rank:
         self.run = run
         self.attempt = attempt
         self.trainer: Trainer | None = None
-        self.stop = StopRequest(attempt, lambda: self.trainer.step if self.trainer else 0)
         self.rank, self.world_size = _enter_distributed_environment()
+        self.events = attempt.events(events.RANK_0) if self.rank == 0 else events.NO_EVENTS
+        self.events.add(events.RANK_STARTED)
+        self.stop = StopRequest(attempt, self.rank, lambda: self.trainer.step if self.trainer else 0)
 
     def live(self) -> None:
         try:
@@ -51,6 +56,7 @@ class _Rank:
             if self.world_size != plan.layout.world_size:
                 raise RuntimeError(f"the plan is for {plan.layout.world_size} ranks, {self.world_size} were started")
             _set_environment(plan, self.run)
+            _keep_compiled(plan, self.run)
             self._train(plan)
         except BaseException as error:
             line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -75,21 +81,31 @@ class _Rank:
         import torch.distributed
         from torchtitan.tools.logging import init_logger
 
-        from titan_slurm.train import data, rendezvous
+        from titan_slurm.train import data, provenance, rendezvous
         from titan_slurm.train.trainer import build_trainer
         from titan_slurm.train.watchdog import Watchdog
 
         init_logger()
+        self.events.add(events.IMPORTS_DONE)
         store = rendezvous.meet(self.attempt, self.rank, self.world_size)
+        self.events.add(events.RENDEZVOUS)
+        provenance.check(self.run, self.attempt, plan, store, self.rank, self.world_size)
         rendezvous.once(store, "assets", self.rank, lambda: data.prepare_assets(self.run, plan))
+        if self.rank == 0:
+            provenance.check_assets(self.run, plan)
+        self.events.add(events.DATA_READY)
         watchdog = Watchdog(self.attempt, self.rank, plan.requeue["hang_timeout"])
         self.trainer = trainer = build_trainer(plan, self.run, self.attempt)
-        trainer.attend(self.attempt, self.stop, watchdog)
+        self.events.add(events.MODEL_BUILT)
+        trainer.attend(self.attempt, self.stop, watchdog, self.events)
         try:
             trainer.train()
-            watchdog.close()
             if not trainer.stopped and trainer.step < plan.max_steps:
                 raise RuntimeError(f"the data ran out after step {trainer.step} of {plan.max_steps}")
+            if plan.export_to_hf and not trainer.stopped:
+                with watchdog.patience():
+                    trainer.export(self.run, plan)
+            watchdog.close()
             torch.distributed.barrier()
             if self.rank == 0 and not trainer.stopped:
                 self.attempt.finish(trainer.step)
@@ -134,6 +150,22 @@ def _set_environment(plan: Plan, run: RunDirectory) -> None:
     ):
         if value:
             os.environ[name] = value
+
+
+def _keep_compiled(plan: Plan, run: RunDirectory) -> None:
+    """Have torch keep what it compiles in the run, for the next attempt; a folder for each number of nodes and kind of
+    GPU, since neither has use for what another compiled. Where the user has another place for it, that holds."""
+    folder = run.cache_folder / f"{plan.layout.nodes}-nodes-{_kind_of_machine()}"
+    # Before torch is imported, which sets the first one itself.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+
+
+def _kind_of_machine() -> str:
+    """The name of this node's GPU, as the driver has it, or of its architecture where there is none."""
+    about = [file.read_text() for file in Path("/proc/driver/nvidia/gpus").glob("*/information")]
+    models = {found[1] for text in about if (found := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))}
+    return re.sub(r"[^A-Za-z0-9]+", "-", min(models)) if models else platform.machine()
 
 
 def _wandb_mode() -> str:

@@ -1,6 +1,8 @@
 """torchtitan's Trainer, with what a run on this toolkit needs on top of it."""
 
+import contextlib
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +10,23 @@ from typing import Any, TypeVar
 
 import torch.distributed
 import torchtitan.trainer
+from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
+from titan_slurm.run import events
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.checkpoints import expected_save_seconds
 from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.events import NO_EVENTS, EventLog
 from titan_slurm.run.plan import Plan
 from titan_slurm.train import cpu
 from titan_slurm.train.agreement import PendingAnswer, agreement
 from titan_slurm.train.config import trainer_config
+from titan_slurm.train.data import tokenizer_folder
+from titan_slurm.train.export import export
+from titan_slurm.train.hf_configs import hf_config
 from titan_slurm.train.metrics import MetricsProcessor
+from titan_slurm.train.models import model_spec
 from titan_slurm.train.stop import StopRequest
 from titan_slurm.train.watchdog import Watchdog
 
@@ -36,24 +45,30 @@ class Trainer(torchtitan.trainer.Trainer):
         metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
+        with cpu.SameValuesOnAnyRanks() if utils.device_type == "cpu" else contextlib.nullcontext():
+            super().__init__(config)
         if self.device.type == "cpu":
             cpu.reduce_by_sums(self.model_parts)
+        for optimizer in self.optimizers.optimizers:
+            optimizer.step = self.metrics_processor.timed_optimizer(optimizer.step)
         self.stopped = False
         self.last_step: int | None = None
         """The last step that ended in this attempt."""
         self._attempt: Attempt | None = None
         self._stop: StopRequest | None = None
         self._watchdog: Watchdog | None = None
+        self._events = NO_EVENTS
         self._pending: PendingAnswer | None = None
         agreement()
 
-    def attend(self, attempt: Attempt, stop: StopRequest, watchdog: Watchdog) -> None:
-        """Listen to `stop` and report to `watchdog` while training."""
+    def attend(self, attempt: Attempt, stop: StopRequest, watchdog: Watchdog, log: EventLog) -> None:
+        """Listen to `stop`, and report to `watchdog` and `log` while training."""
         self._attempt, self._stop, self._watchdog = attempt, stop, watchdog
+        self._events = self.checkpointer.events = log
+        self.checkpointer.run = str(attempt.path.parents[1])
         self.checkpointer.save = _patiently(watchdog, self.checkpointer.save)
         if self.config.validator.enable:
-            self.validator.validate = _patiently(watchdog, self.validator.validate)
+            self.validator.validate = _patiently(watchdog, self._noted(self.validator.validate))
 
     def should_continue_training(self) -> bool:
         """Called by torchtitan's loop before each step, after the save and the validation of the one before.
@@ -64,13 +79,28 @@ class Trainer(torchtitan.trainer.Trainer):
         assert self._stop is not None and self._watchdog is not None
         if self._pending:
             self._watchdog.step_ended(self.step)
+            if self.last_step is None:
+                self._events.add(events.FIRST_STEP, step=self.step)
             self.last_step = self.step
+        else:
+            self.metrics_processor.begin()
         asked = self._pending.result() if self._pending else 0
         if asked and self.step < self.config.training.steps:
             self._leave(signal.Signals(asked).name)
             return False
         self._pending = agreement().ask_largest(self._stop.asked)
         return bool(super().should_continue_training())
+
+    def train_step(self, data_iterator: Any) -> None:
+        """As torchtitan's."""
+        with self.metrics_processor.step():
+            super().train_step(data_iterator)
+
+    def export(self, run: RunDirectory, plan: Plan) -> None:
+        """Write the weights in Hugging Face's format into the run, unless this step's are there. Collective."""
+        # What training has changed in the model's own configuration, the length of its sequences, is not the model's.
+        config = hf_config(model_spec(plan.model).model)
+        export(self.checkpointer, run, self.step, config=config, tokenizer=Path(tokenizer_folder(run, plan)))
 
     def close(self) -> None:
         """As torchtitan's, which leaves its data workers behind."""
@@ -79,9 +109,23 @@ class Trainer(torchtitan.trainer.Trainer):
             iterator._shutdown_workers()
         super().close()
 
+    def _noted(self, validate: Callable[..., T]) -> Callable[..., T]:
+        """The same function, with its time among the events."""
+
+        def call(*arguments: Any, **options: Any) -> T:
+            began = time.monotonic()
+            result = validate(*arguments, **options)
+            self._events.add(events.VALIDATED, step=self.step, seconds=time.monotonic() - began)
+            return result
+
+        return call
+
     def _leave(self, asked: str) -> None:
         """Save at this step, on all ranks or on none, and say so."""
-        assert self._attempt is not None
+        assert self._attempt is not None and self._stop is not None
+        if not self._stop.asked:
+            # Only other ranks have heard of it.
+            self._events.add(events.STOP_ASKED, step=self.step, signal=asked)
         self.stopped = True
         self._pending = None
         why = self._why_not_save()
@@ -120,5 +164,6 @@ def build_trainer(plan: Plan, run: RunDirectory, attempt: Attempt) -> Trainer:
     config = trainer_config(Trainer.Config, plan, run, attempt)
     config.metrics.metrics_file = str(run.metrics_file)
     config.metrics.attempt = attempt.number
+    config.metrics.optimizer_on_host = plan.device == "cpu" or config.training.enable_cpu_offload
     config.metrics.tokens_per_step = plan.layout.global_batch_size * int(plan.torchtitan["training.seq_len"])
     return Trainer(config)
