@@ -11,7 +11,7 @@ from tests.conftest import CommandLine, Outcome
 
 @dataclass(frozen=True)
 class Mistake:
-    """A recipe on top of llama3_debug, the line of it that is at fault (marked `# here`), and what must be said."""
+    """A recipe on top of `base`, the line of it that is at fault (marked `# here`), and what must be said."""
 
     what: str
     recipe: str = ""
@@ -19,9 +19,13 @@ class Mistake:
     arguments: tuple[str, ...] = ()
     where: str = ""
     """What the error begins with, where it is not the marked line."""
+    base: str = "llama3_debug"
 
 
 BASE = '[recipe]\nextends = "llama3_debug"\n'
+# The debug model on two GPUs, and a mixture of eight experts.
+GPUS = "[slurm]\ngpus_per_node = 2\n"
+MIXTURE = '[model]\nname = "qwen3"\nflavor = "debugmodel_moe"\n'
 
 MISTAKES = (
     Mistake("not TOML", "[training]\nmax_steps = = 3 # here", ("not TOML", "column 13")),
@@ -80,12 +84,24 @@ MISTAKES = (
     Mistake(
         "a sequence that sequence parallelism does not divide",
         "[training]\nseq_len = 255 # here\n[parallelism]\ntensor_parallel = 2",
-        ("training.seq_len: 255 must be a multiple of 2",),
+        ("training.seq_len: 255 must be a multiple of 8 (for tensor and context parallelism and a loss computed in",),
     ),
     Mistake(
         "a sequence that context parallelism does not divide",
-        "[training]\nseq_len = 250 # here\n[parallelism]\ncontext_parallel = 2",
-        ("training.seq_len: 250 must be a multiple of 4",),
+        f"{GPUS}[training]\nseq_len = 192 # here\n[parallelism]\ncontext_parallel = 2",
+        ("training.seq_len: 192 must be a multiple of 256 (for context parallelism of FlexAttention)",),
+    ),
+    Mistake(
+        "a sequence that the loss does not divide",
+        "[training]\nseq_len = 20 # here",
+        ("training.seq_len: 20 must be a multiple of 8 (for a loss computed in 8 chunks)",),
+    ),
+    Mistake(
+        "a sequence that expert parallelism does not divide",
+        '[model]\nname = "deepseek_v3"\n[training]\nseq_len = 24 # here\nbatch_size = 1\nglobal_batch_size = 1\n'
+        "[slurm]\ngpus_per_node = 16\ntasks_per_node = 16\n"
+        "[parallelism]\nsequence_parallel = false\ntensor_parallel = 16\nexpert_parallel = 4",
+        ("training.seq_len: 24 must be a multiple of 16 (for tensor and context parallelism)",),
     ),
     Mistake("a sequence longer than the model's", "[training]\nseq_len = 1000000 # here", ("seq_len: 1000000",)),
     Mistake(
@@ -106,8 +122,216 @@ MISTAKES = (
         ("--set", "training.batch_size=4"),
         "--set training.batch_size=4: ",
     ),
+    Mistake(
+        "fewer microbatches than the stages of two on each rank",
+        '[parallelism]\npipeline_parallel = 2\npipeline_schedule = "DualPipeV"\n'
+        "[training]\nbatch_size = 3 # here\nglobal_batch_size = 3",
+        ("training.batch_size: batch_size 3 makes 3 microbatches of 1, fewer than 4 stages", "at least 4"),
+    ),
+    Mistake(
+        "microbatches that do not part into rounds",
+        '[parallelism]\npipeline_parallel = 2\npipeline_schedule = "Interleaved1F1B"\n'
+        "[training]\nbatch_size = 5 # here\nglobal_batch_size = 5",
+        ("training.batch_size: batch_size 5 makes 5 microbatches", "rounds of 2 or more", "a multiple of 2"),
+    ),
+    Mistake(
+        "a schedule that a compiled model cannot have",
+        '[compile]\nenabled = true\n[parallelism]\npipeline_parallel = 2\npipeline_schedule = "ZBVZeroBubble" # here',
+        ("parallelism.pipeline_schedule: ZBVZeroBubble parts the backward pass", 'compile.components = ["loss"]'),
+    ),
+    Mistake(
+        "tied weights in a pipeline",
+        '[model]\nflavor = "1B"\n[parallelism]\npipeline_parallel = 2 # here',
+        ("parallelism.pipeline_parallel: torchtitan cannot split a model with tied weights into pipeline stages",),
+    ),
+    Mistake(
+        "experts that a dense model does not have",
+        f"{GPUS}[parallelism]\nexpert_parallel = 2 # here",
+        ("parallelism.expert_parallel: the model has no experts",),
+    ),
+    Mistake(
+        "experts that do not divide",
+        f"{MIXTURE}[slurm]\ngpus_per_node = 3\ntasks_per_node = 3\n[training]\nglobal_batch_size = 12\n"
+        "[parallelism]\nexpert_parallel = 3 # here",
+        ("parallelism.expert_parallel: 3 does not divide the model's 64 experts",),
+    ),
+    Mistake(
+        "ranks that expert_parallel does not divide",
+        f"{GPUS}{MIXTURE}[parallelism]\nexpert_parallel = 4 # here",
+        ("parallelism.expert_parallel: 4 does not divide the 2 ranks that hold one copy",),
+    ),
+    Mistake(
+        "context parallelism on CPUs",
+        "[parallelism]\ncontext_parallel = 2 # here",
+        ("parallelism.context_parallel: needs GPUs, and slurm.gpus_per_node is 0",),
+    ),
+    Mistake(
+        "context parallelism of a model that cannot have it",
+        f'{GPUS}[model]\nname = "gpt_oss"\n[parallelism]\ncontext_parallel = 2 # here\n'
+        '[training]\nmixed_precision = "bf16"',
+        ("parallelism.context_parallel: gpt_oss cannot have it: its attention cannot be split",),
+    ),
+    Mistake(
+        "attention in a number type that it does not have",
+        f'{GPUS}[model]\nname = "gpt_oss"\n[training]\nmixed_precision = "fp32" # here',
+        ("training.mixed_precision: the attention of gpt_oss computes in bf16 only",),
+    ),
+    Mistake(
+        "offload on CPUs",
+        "[memory]\ncpu_offload = true # here",
+        ("memory.cpu_offload: needs GPUs, and slurm.gpus_per_node is 0",),
+    ),
+    Mistake(
+        "a memory budget without compile",
+        '[memory]\nactivation_checkpointing = "memory_budget" # here',
+        ("memory.activation_checkpointing: memory_budget is torch.compile's work", "compile.enabled = true"),
+    ),
+    Mistake(
+        "a memory budget without a compiled model",
+        '[compile]\nenabled = true\ncomponents = ["loss"]\n[memory]\nactivation_checkpointing = "memory_budget" # here',
+        ("memory.activation_checkpointing: memory_budget is torch.compile's work", '"model" among'),
+    ),
+    Mistake(
+        "an unknown component to compile",
+        '[compile]\ncomponents = ["modle"] # here',
+        ("compile.components = ['modle']: must be 'model' or 'loss'",),
+    ),
+    Mistake("nothing to compile", "[compile]\ncomponents = [] # here", ("compile.components = []: must not be empty",)),
+    Mistake(
+        "an unknown backend of compile",
+        '[compile]\nbackend = "inducter" # here',
+        ("compile.backend: torch.compile has no backend 'inducter'", "did you mean 'inductor'?"),
+    ),
+    Mistake(
+        "a backend that cannot compile the attention",
+        f'{GPUS}[compile]\nenabled = true\nbackend = "eager" # here',
+        ("compile.backend: eager cannot compile FlexAttention", "inductor or aot_eager"),
+    ),
+    Mistake(
+        "asynchronous tensor parallelism on CPUs",
+        "[compile]\nenabled = true\n[parallelism]\ntensor_parallel = 2\nasync_tensor_parallel = true # here",
+        ("parallelism.async_tensor_parallel: needs GPUs",),
+    ),
+    Mistake(
+        "asynchronous tensor parallelism of one",
+        f"{GPUS}[compile]\nenabled = true\n[parallelism]\nasync_tensor_parallel = true # here",
+        ("parallelism.async_tensor_parallel: there is no tensor_parallel",),
+    ),
+    Mistake(
+        "asynchronous tensor parallelism of whole sequences",
+        f"{GPUS}[compile]\nenabled = true\n[parallelism]\ntensor_parallel = 2\nsequence_parallel = false\n"
+        "async_tensor_parallel = true # here",
+        ("parallelism.async_tensor_parallel: without sequence_parallel",),
+    ),
+    Mistake(
+        "asynchronous tensor parallelism without compile",
+        f"{GPUS}[parallelism]\ntensor_parallel = 2\nasync_tensor_parallel = true # here",
+        ("parallelism.async_tensor_parallel: is torch.compile's work", "compile.enabled = true"),
+    ),
+    Mistake(
+        "asynchronous tensor parallelism by another backend",
+        f'{GPUS}[compile]\nenabled = true\nbackend = "aot_eager"\n[parallelism]\ntensor_parallel = 2\n'
+        "async_tensor_parallel = true # here",
+        ("parallelism.async_tensor_parallel: the backend aot_eager cannot do it", 'compile.backend = "inductor"'),
+    ),
+    Mistake(
+        "symmetric memory with nothing to communicate",
+        f"{GPUS}[parallelism]\ntensor_parallel = 2\nfsdp_symmetric_memory = true # here",
+        ("parallelism.fsdp_symmetric_memory: no weights are sharded",),
+    ),
+    Mistake(
+        "symmetric memory of a model that does not have it",
+        f'{GPUS}[model]\nname = "kimi_k2_7"\n[parallelism]\nfsdp_symmetric_memory = true # here',
+        ("parallelism.fsdp_symmetric_memory: torchtitan does not have it for kimi_k2_7",),
+    ),
+    Mistake("float8 on CPUs", "[float8]\nenabled = true # here", ("float8.enabled: needs GPUs",)),
+    Mistake(
+        "float8 of widths that it does not have",
+        "[model]\nintermediate_size = 1000\n[float8]\nenabled = true # here",
+        ("float8.enabled: widths on a rank", "multiples of 16", "intermediate_size 1000"),
+        base="llama2_7b",
+    ),
+    Mistake(
+        "float8 of widths that tensor_parallel cuts",
+        "[model]\nintermediate_size = 1008\n[float8]\nenabled = true # here\n[parallelism]\ntensor_parallel = 2",
+        ("float8.enabled: widths on a rank", "intermediate_size 504"),
+        base="llama2_7b",
+    ),
+    Mistake(
+        "float8 of too few tokens",
+        f"{GPUS}[training]\nseq_len = 40 # here\nbatch_size = 1\n[float8]\nenabled = true",
+        ("training.seq_len: 40 tokens at once on a rank are no multiple of 16",),
+    ),
+    Mistake(
+        "float8 of experts that a dense model does not have",
+        f"{GPUS}[float8]\nenabled = true\ngrouped_experts = true # here",
+        ("float8.grouped_experts: the model has no experts",),
+    ),
+    Mistake(
+        "float8 of a model of transformers",
+        f"{GPUS}[float8]\nenabled = true # here",
+        ("float8.enabled: torchtitan cannot convert models of transformers",),
+        base="gemma3_debug",
+    ),
+    Mistake(
+        "whole sequences of a model of transformers",
+        "[parallelism]\ntensor_parallel = 2\nsequence_parallel = false # here",
+        ("parallelism.sequence_parallel: models of transformers always have it", "leave it out"),
+        base="gemma3_debug",
+    ),
+    Mistake("an unknown float8 recipe", '[float8]\nrecipe = "row" # here', ("float8.recipe = 'row'", "'rowwise'")),
     Mistake("an unknown model", '[model]\nname = "lama3" # here', ("model.name", "'lama3'", "did you mean 'llama3'?")),
     Mistake("an unknown flavor", '[model]\nflavor = "8b" # here', ("model.flavor", "no flavor '8b'", "8B")),
+    Mistake(
+        "a model that a CPU cannot train",
+        '[model]\nname = "gpt_oss" # here',
+        ("model.name: needs GPUs, and slurm.gpus_per_node is 0",),
+    ),
+    Mistake(
+        "a configuration for a family that has flavors",
+        '[model]\nconfig = "somewhere" # here',
+        ("model.config: has no meaning for llama3", 'write name = "transformers"'),
+    ),
+    Mistake(
+        "a model of transformers with a flavor",
+        '[model]\nflavor = "8B" # here',
+        ("model.flavor: has no meaning for transformers", "it is said in model.config"),
+        base="gemma3_debug",
+    ),
+    Mistake(
+        "a kind of model that is not tested",
+        '[model.config]\nmodel_type = "gema3" # here',
+        ("model.config: model_type 'gema3' is not one of those that are tested", "did you mean 'gemma3'?"),
+        base="gemma3_debug",
+    ),
+    Mistake(
+        "a size of a configuration that is none",
+        '[model.config]\nvocab_size = "2048" # here',
+        ("model.config: vocab_size = '2048': must be a whole number",),
+        base="gemma3_debug",
+    ),
+    Mistake(
+        "a folder without a configuration",
+        '[model]\nconfig = "/no/such" # here',
+        ("model.config: there is no /no/such/config.json", "or a table"),
+        base="gemma3_debug",
+    ),
+    Mistake(
+        "stages of layers that are not alike",
+        "[parallelism]\npipeline_parallel = 2 # here\n[model.config]\ntie_word_embeddings = false",
+        ("parallelism.pipeline_parallel: not with layers of different attention",),
+        base="gemma3_debug",
+    ),
+    Mistake(
+        "two places to begin from",
+        '[model]\ninitial_weights = "/a" # here\n[checkpointing]\nresume_from_checkpoint = "/b"',
+        ("model.initial_weights: contradicts checkpointing.resume_from_checkpoint", "keep one"),
+    ),
+    Mistake(
+        "weights that are not there",
+        '[model]\ninitial_weights = "/no/such" # here',
+        ("model.initial_weights: there is no folder /no/such", "*.safetensors"),
+    ),
     Mistake(
         "a flavor with sizes beside it",
         "[model]\nnum_layers = 3 # here",
@@ -268,7 +492,8 @@ def submitted(cli: CommandLine, recipe: str | Path, *arguments: str) -> Outcome:
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what.replace(" ", "_"))
 def test_a_mistake_is_one_line(submit: CommandLine, mistake: Mistake) -> None:
     # A key before the first table header belongs to no table.
-    text = mistake.recipe + "\n" + BASE if mistake.recipe.startswith("model =") else BASE + mistake.recipe + "\n"
+    base = f'[recipe]\nextends = "{mistake.base}"\n'
+    text = mistake.recipe + "\n" + base if mistake.recipe.startswith("model =") else base + mistake.recipe + "\n"
     Path("bad.toml").write_text(text)
     marked = [number for number, line in enumerate(text.splitlines(), start=1) if line.endswith("# here")]
     where = mistake.where or f"bad.toml:{marked[0]}: "
@@ -455,6 +680,17 @@ def test_a_place_that_is_taken_by_something_else(submit: CommandLine) -> None:
     Path("runs/mine/notes.txt").write_text("not a run")
     [error] = submitted(submit, "llama3_debug").errors
     assert error.startswith(f"cannot make {Path('runs/mine').absolute()}")
+
+
+def test_a_machine_without_gpus(submit: CommandLine) -> None:
+    Path("bad.toml").write_text(f"{BASE}{GPUS}[parallelism]\ncontext_parallel = 2\n[memory]\ncpu_offload = true\n")
+    outcome = submit("submit", "bad.toml", "--cluster", "local", "--name", "mine")
+    assert outcome.code == 2
+    assert outcome.errors == [
+        "bad.toml:6: parallelism.context_parallel: needs GPUs, and there is none on this machine",
+        "bad.toml:8: memory.cpu_offload: needs GPUs, and there is none on this machine",
+    ]
+    assert not Path("runs/mine").exists()
 
 
 def test_a_machine_without_slurm(submit: CommandLine) -> None:

@@ -242,7 +242,8 @@ def test_what_the_two_names_of_checkpointing_mean(
     prepare: Callable[..., Prepared], memory: dict[str, object], meaning: str
 ) -> None:
     settings = [f"memory.{name}={str(value).lower()}" for name, value in memory.items()]
-    write("mine.toml", '[model]\nflavor = "debugmodel"\n[training]\nglobal_batch_size = 8\n')
+    text = '[model]\nflavor = "debugmodel"\n[training]\nglobal_batch_size = 8\n[compile]\nenabled = true\n'
+    write("mine.toml", text)
     assert prepare("mine.toml", *settings).plan.activation_checkpointing == meaning
 
 

@@ -1,24 +1,32 @@
 """Recipe × place → plan. Checks what only this machine can tell: paths, folders, GPUs."""
 
+import importlib.util
 import secrets
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from titan_slurm.cluster import local
 from titan_slurm.errors import BadInputError, Problem, did_you_mean
-from titan_slurm.recipe.layout import OPTIONAL_SIZES, SIZES, model_shape
+from titan_slurm.launch import place, weights
+from titan_slurm.recipe import hf_config
+from titan_slurm.recipe.conflicts import needing_gpus
 from titan_slurm.recipe.mapping import (
     MAP_STYLE_DATASETS,
     activation_checkpointing,
+    float8_values,
     optimizer_values,
     torchtitan_values,
 )
+from titan_slurm.recipe.model import TRANSFORMERS, llama_sizes, model_sizes
 from titan_slurm.recipe.resolve import ResolvedRecipe
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
+from titan_slurm.run.redact import holds_secret
 
-CLUSTERS = ("local", "slurm")
+if TYPE_CHECKING:
+    from titan_slurm.cluster.profile import Profile
+
 _BUILT_IN_VOCAB_SIZE = 2048
 # 256 bytes and two special tokens.
 _SMALLEST_VOCAB_SIZE = 258
@@ -26,7 +34,12 @@ _TEXT_FILES = (".jsonl", ".txt", ".parquet")
 
 
 def make_plan(
-    resolved: ResolvedRecipe, run: RunDirectory, cluster: str, *, elsewhere: list[Problem] | None = None
+    resolved: ResolvedRecipe,
+    run: RunDirectory,
+    cluster: str,
+    profile: "Profile | None" = None,
+    *,
+    elsewhere: list[Problem] | None = None,
 ) -> Plan:
     """The plan of a run that is to stand at `run`. Raises BadInputError with everything that cannot work here; where
     `elsewhere` is given, for a script that is only shown, it is added there instead."""
@@ -37,6 +50,14 @@ def make_plan(
     torchtitan["checkpoint.folder"] = str(_save_folder(resolved, run, problems))
     torchtitan |= _start_from(resolved, problems)
     data = _data(resolved, problems)
+    model = _model(resolved, problems)
+    mounts: list[str] = []
+    if profile is not None:
+        mounts, unseen = place.mounts(profile, run, [data, model, torchtitan])
+        problems += [*place.misfits(resolved, profile, run), *unseen]
+    values = {".".join(key): {"value": each.value, "from": each.origin} for key, each in resolved.values.items()}
+    values |= place.frozen_values(profile) if profile else {}
+    problems += _secrets_in(values)
     if elsewhere is not None:
         elsewhere += problems
     elif problems:
@@ -49,7 +70,7 @@ def make_plan(
         cluster=cluster,
         device=device,
         layout=layout,
-        model=_model(resolved),
+        model=model,
         data=data,
         optimizer=optimizer_values(recipe),
         activation_checkpointing=activation_checkpointing(recipe),
@@ -57,21 +78,37 @@ def make_plan(
         torchtitan=torchtitan,
         slurm=recipe.slurm.model_dump(),
         requeue=recipe.requeue.model_dump(),
-        values={".".join(key): {"value": each.value, "from": each.origin} for key, each in resolved.values.items()},
+        values=values,
+        profile=place.frozen(profile, mounts) if profile else None,
+        float8=float8_values(recipe),
+        export_to_hf=recipe.checkpointing.export_to_hf,
     )
 
 
-def _model(resolved: ResolvedRecipe) -> dict[str, Any]:
+def _model(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
     model = resolved.recipe.model
+    if model.name == TRANSFORMERS:
+        return {"name": model.name, "config": _transformers_config(resolved, problems)}
     if model.flavor:
         return {"name": model.name, "flavor": model.flavor}
-    shape = model_shape(resolved.recipe) or {}
-    return {"name": model.name, "sizes": {name: shape[name] for name in (*SIZES, *OPTIONAL_SIZES)}}
+    return {"name": model.name, "sizes": llama_sizes(resolved.recipe)}
+
+
+def _transformers_config(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
+    if importlib.util.find_spec("transformers") is None:
+        what, hint = "the package transformers is not installed", "pip install 'titan-slurm[transformers]'"
+        problems.append(_problem(resolved, "model", "name", what, hint))
+    try:
+        return hf_config.load(resolved.recipe.model.config or {})
+    except hf_config.ConfigError as error:
+        problems.append(_problem(resolved, "model", "config", error.what, error.hint))
+        return {}
 
 
 def _data(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
     data = resolved.recipe.data
-    vocab_size = (model_shape(resolved.recipe) or {}).get("vocab_size", _BUILT_IN_VOCAB_SIZE)
+    sizes = model_sizes(resolved.recipe)
+    vocab_size = sizes.vocab_size if sizes else _BUILT_IN_VOCAB_SIZE
     tokenizer, path = data.tokenizer, data.dataset_path
     if tokenizer != "python_docs":
         tokenizer = str(Path(tokenizer).expanduser().absolute())
@@ -112,11 +149,16 @@ def _device(resolved: ResolvedRecipe, cluster: str, problems: list[Problem]) -> 
     wanted = resolved.recipe.slurm.gpus_per_node
     if cluster == "slurm" or wanted == 0:
         return "cuda" if wanted else "cpu"
+    from titan_slurm.cluster import local
+
     here = local.gpu_count()
     # A recipe for a GPU cluster, tried on a laptop: the CPU is the only thing to try it on.
     if here and resolved.layout.world_size > here:
         what = f"{resolved.layout.world_size} ranks on this machine, which has {here} GPUs"
         problems.append(_problem(resolved, "slurm", "gpus_per_node", what, f"--set slurm.gpus_per_node={here}"))
+    if not here:
+        for misfit in needing_gpus(resolved.recipe, "there is none on this machine"):
+            problems.append(_problem(resolved, *misfit.field, misfit.what))
     return "cuda" if here else "cpu"
 
 
@@ -136,6 +178,8 @@ def _save_folder(resolved: ResolvedRecipe, run: RunDirectory, problems: list[Pro
 
 
 def _start_from(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
+    if resolved.recipe.model.initial_weights:
+        return _initial_weights(resolved, problems)
     given = resolved.recipe.checkpointing.resume_from_checkpoint
     if not given:
         return {}
@@ -148,7 +192,29 @@ def _start_from(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, 
     return {"checkpoint.initial_load_path": str(folder)}
 
 
+def _initial_weights(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
+    folder = Path(resolved.recipe.model.initial_weights or "").expanduser().absolute()
+    for what, hint in weights.problems_with(folder, model_sizes(resolved.recipe)):
+        problems.append(_problem(resolved, "model", "initial_weights", what, hint))
+    return {
+        "checkpoint.initial_load_path": str(folder),
+        "checkpoint.initial_load_in_hf": True,
+        "checkpoint.initial_load_model_only": True,
+    }
+
+
+def _secrets_in(values: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """What of the values of recipe and cluster profile, as a plan has them, must not be written into a run, which
+    others may read."""
+    what = "holds credentials, which would be written into the run"
+    hint = "leave them to the environment, or to ~/.netrc"
+    return [
+        Problem(value["from"], f"{name}: {what}", hint)
+        for name, value in values.items()
+        if holds_secret(str(value["value"]))
+    ]
+
+
 def _problem(resolved: ResolvedRecipe, section: str, field: str, what: str, hint: str = "") -> Problem:
-    value = resolved.values.get((section, field))
-    where = value.origin if value else str(resolved.found.path)
-    return Problem(where, f"{section}.{field}: {what}", hint)
+    origins = (value.origin for key, value in resolved.values.items() if key[:2] == (section, field))
+    return Problem(next(origins, str(resolved.found.path)), f"{section}.{field}: {what}", hint)

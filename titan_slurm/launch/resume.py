@@ -72,6 +72,9 @@ def check_resumable(run: RunDirectory, now: RunStatus, plan: Plan) -> None:
     if now.is_active:
         hint = f"titan-slurm cancel {run.name}"
         raise bad_input("--resume", f"run {run.name} is {now.state} as job {now.job_id}; end that first", hint)
+    to_export = plan.export_to_hf and not (run.export_folder / f"step-{plan.max_steps}").is_dir()
+    if to_export and plan.max_steps == run.plan().max_steps:
+        return
     if now.state == "completed" and plan.max_steps <= run.plan().max_steps:
         hint = f"--set training.max_steps={2 * plan.max_steps}"
         raise bad_input("--resume", f"run {run.name} has done all of its {run.plan().max_steps} steps", hint)
@@ -83,6 +86,7 @@ def _differences(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:
         "the model": (before.model, after.model),
         "the data": (before.data, after.data),
         "the optimizer": (before.optimizer, after.optimizer),
+        "float8": (before.float8, after.float8),
     }
     may_change = _MAY_CHANGE + (_MAY_CHANGE_IF_MAP_STYLE if before.data["map_style"] else ())
     if not before.data["map_style"]:

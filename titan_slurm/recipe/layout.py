@@ -1,10 +1,12 @@
 """From a recipe and a number of ranks to the degree of each parallelism and the batch, with every divisibility that
 torchtitan demands. Knows no file and no place: problems come back with the field they belong to."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from titan_slurm.recipe.mapping import torchtitan_schema
+from titan_slurm.recipe.conflicts import Misfit, conflicts
+from titan_slurm.recipe.model import TRANSFORMERS, model_sizes
 from titan_slurm.recipe.schema import Recipe
 from titan_slurm.run.plan import Layout
 
@@ -16,15 +18,15 @@ _STAGES_PER_RANK = {
     "ZBVZeroBubble": 2,
     "DualPipeV": 2,
 }
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """A value that does not fit the others: the field that it stands in, what is wrong, and what would be right."""
-
-    field: tuple[str, str]
-    what: str
-    hint: str = ""
+# Schedules that need a microbatch for each stage; the others leave ranks idle if there are fewer.
+_FILLED = ("1F1B", "DualPipeV")
+# Those that go through the microbatches in rounds, of as many as there are ranks in the pipeline or more.
+_IN_ROUNDS = ("Interleaved1F1B", "InterleavedZeroBubble")
+# Of FlexAttention's mask, which context parallelism cannot cut inside a block.
+_ATTENTION_BLOCK = 128
+_LOSS_CHUNKS = 8
+# Families that torchtitan refuses other lengths of, whether or not there is context parallelism.
+_SEQUENCE_IN_HALVES = (TRANSFORMERS, "muse_glimmer")
 
 
 def tasks_per_node(recipe: Recipe) -> int:
@@ -32,8 +34,11 @@ def tasks_per_node(recipe: Recipe) -> int:
     return recipe.slurm.tasks_per_node or recipe.slurm.gpus_per_node or 1
 
 
-def make_layout(recipe: Recipe) -> tuple[Layout | None, list[Misfit]]:
-    """The layout of a recipe on its own nodes; None where it cannot be computed. All misfits are found."""
+def make_layout(recipe: Recipe, torchtitan: Mapping[str, Any] | None = None) -> tuple[Layout | None, list[Misfit]]:
+    """The layout of a recipe on its own nodes; None where it cannot be computed. All misfits are found.
+
+    torchtitan: the recipe's `[torchtitan]`, by path.
+    """
     misfits: list[Misfit] = []
     data_parallel = _data_parallel(recipe, misfits)
     _check_model(recipe, misfits)
@@ -57,39 +62,10 @@ def make_layout(recipe: Recipe) -> tuple[Layout | None, list[Misfit]]:
         global_batch_size=global_batch_size,
         gradient_accumulation_steps=accumulation,
     )
-    _check_parallelism(recipe, layout, misfits)
+    _check_sequence(recipe, layout, torchtitan or {}, misfits)
+    _check_parallelism(recipe, layout, torchtitan or {}, misfits)
+    misfits += conflicts(recipe, layout)
     return layout, misfits
-
-
-def model_shape(recipe: Recipe) -> dict[str, Any] | None:
-    """Sizes of the model: from torchtitan's flavor or from the recipe; None if the recipe names neither rightly."""
-    model = recipe.model
-    if model.flavor:
-        shape: dict[str, Any] | None = torchtitan_schema()["models"].get(model.name, {}).get(model.flavor)
-        return shape
-    if missing_sizes(recipe):
-        return None
-    return {
-        "vocab_size": model.vocab_size,
-        "embed_dim": model.embed_dim,
-        "num_layers": model.num_layers,
-        "num_heads": model.num_heads,
-        "num_kv_heads": model.num_kv_heads or model.num_heads,
-        "intermediate_size": model.intermediate_size,
-        "rope_theta": model.rope_theta or 500000.0,
-        "max_seq_len": model.max_seq_len or recipe.training.seq_len,
-        "tied_weights": False,
-        "mixture_of_experts": False,
-    }
-
-
-SIZES = ("vocab_size", "embed_dim", "num_layers", "num_heads", "intermediate_size")
-OPTIONAL_SIZES = ("num_kv_heads", "rope_theta", "max_seq_len")
-
-
-def missing_sizes(recipe: Recipe) -> list[str]:
-    """The sizes that a model without a flavor still needs."""
-    return [name for name in SIZES if getattr(recipe.model, name) is None]
 
 
 def _data_parallel(recipe: Recipe, misfits: list[Misfit]) -> int | None:
@@ -140,14 +116,15 @@ def _batch(recipe: Recipe, data_parallel: int, misfits: list[Misfit]) -> tuple[i
 
 
 def _check_model(recipe: Recipe, misfits: list[Misfit]) -> None:
-    shape = model_shape(recipe)
-    if shape is None:
+    sizes = model_sizes(recipe)
+    if sizes is None:
         return
-    if recipe.training.seq_len > shape["max_seq_len"]:
-        what = f"{recipe.training.seq_len} is more than the model's max_seq_len {shape['max_seq_len']}"
+    if recipe.training.seq_len > sizes.max_seq_len:
+        what = f"{recipe.training.seq_len} is more than the model's max_seq_len {sizes.max_seq_len}"
         misfits.append(Misfit(("training", "seq_len"), what))
-    if recipe.model.flavor is None:
-        dim, heads, kv_heads = shape["embed_dim"], shape["num_heads"], shape["num_kv_heads"]
+    # Hugging Face's configurations have been checked where they were read.
+    if recipe.model.flavor is None and recipe.model.name != TRANSFORMERS:
+        dim, heads, kv_heads = sizes.embed_dim, sizes.num_heads, sizes.num_kv_heads
         if dim % heads or (dim // heads) % 2:
             what = (
                 f"embed_dim {dim} / num_heads {heads} must be an even whole number (the rotary embedding needs pairs)"
@@ -158,8 +135,26 @@ def _check_model(recipe: Recipe, misfits: list[Misfit]) -> None:
             misfits.append(Misfit(("model", "num_kv_heads"), what))
 
 
-def _check_parallelism(recipe: Recipe, layout: Layout, misfits: list[Misfit]) -> None:
-    parallelism, training = recipe.parallelism, recipe.training
+def _check_sequence(recipe: Recipe, layout: Layout, torchtitan: Mapping[str, Any], misfits: list[Misfit]) -> None:
+    """What the sequence is cut into, each rank's part by its own reasons."""
+    tensor, context, seq_len = layout.tensor_parallel, layout.context_parallel, recipe.training.seq_len
+    always = recipe.model.name in _SEQUENCE_IN_HALVES
+    cut_by_tensor = recipe.parallelism.sequence_parallel or layout.expert_parallel > 1 or always
+    chunks = torchtitan.get("loss.num_chunks", _LOSS_CHUNKS)
+    parts = {
+        "tensor and context parallelism": (tensor if cut_by_tensor else 1)
+        * (2 * context if context > 1 or always else 1),
+        "context parallelism of FlexAttention": context * _ATTENTION_BLOCK if context > 1 else 1,
+        f"a loss computed in {chunks} chunks": chunks * context,
+    }
+    why = [reason for reason, number in parts.items() if seq_len % number]
+    if why:
+        what = f"{seq_len} must be a multiple of {math.lcm(*parts.values())}"
+        misfits.append(Misfit(("training", "seq_len"), what, f"for {' and '.join(why)}"))
+
+
+def _check_parallelism(recipe: Recipe, layout: Layout, torchtitan: Mapping[str, Any], misfits: list[Misfit]) -> None:
+    parallelism = recipe.parallelism
     tensor, pipeline, context = layout.tensor_parallel, layout.pipeline_parallel, layout.context_parallel
 
     def misfit(field: str, what: str, hint: str = "") -> None:
@@ -170,41 +165,45 @@ def _check_parallelism(recipe: Recipe, layout: Layout, misfits: list[Misfit]) ->
             "data_parallel_replicate",
             f"{layout.data_parallel_replicate} does not divide the data-parallel degree {layout.data_parallel}",
         )
-    sequence_parts = (tensor if parallelism.sequence_parallel else 1) * (2 * context if context > 1 else 1)
-    if training.seq_len % sequence_parts:
-        misfits.append(
-            Misfit(
-                ("training", "seq_len"),
-                f"{training.seq_len} must be a multiple of {sequence_parts} for this sequence and context parallelism",
-            )
-        )
     within = layout.data_parallel // layout.data_parallel_replicate * context * tensor
     if within % layout.expert_parallel:
         misfit("expert_parallel", f"{layout.expert_parallel} does not divide the {within} ranks that hold one copy")
-    shape = model_shape(recipe)
-    if shape is not None:
-        uneven = [f"{name} {shape[name]}" for name in ("num_heads", "num_kv_heads") if shape[name] % tensor]
+    sizes = model_sizes(recipe)
+    if sizes is not None:
+        heads = {"num_heads": sizes.num_heads, "num_kv_heads": sizes.num_kv_heads}
+        uneven = [f"{name} {number}" for name, number in heads.items() if number % tensor]
         if uneven:
             misfit("tensor_parallel", f"{tensor} does not divide the model's {' and '.join(uneven)}")
-        if shape["tied_weights"] and pipeline > 1:
+        if sizes.tied_weights and pipeline > 1:
             misfit("pipeline_parallel", "torchtitan cannot split a model with tied weights into pipeline stages")
-        if layout.expert_parallel > 1 and not shape["mixture_of_experts"]:
+        if layout.expert_parallel > 1 and not sizes.mixture_of_experts:
             misfit("expert_parallel", "the model has no experts")
+        elif sizes.mixture_of_experts and sizes.num_experts % layout.expert_parallel:
+            misfit(
+                "expert_parallel", f"{layout.expert_parallel} does not divide the model's {sizes.num_experts} experts"
+            )
         stages = pipeline * _STAGES_PER_RANK.get(parallelism.pipeline_schedule, 1)
-        if pipeline > 1 and shape["num_layers"] < stages:
-            misfit("pipeline_parallel", f"{stages} stages are more than the model's {shape['num_layers']} layers")
+        # torchtitan's own field says how many stages there are.
+        counted = "parallelism.pipeline_parallel_layers_per_stage" not in torchtitan
+        if pipeline > 1 and counted and sizes.num_layers < stages:
+            misfit("pipeline_parallel", f"{stages} stages are more than the model's {sizes.num_layers} layers")
     if pipeline > 1:
         _check_pipeline_batch(recipe, misfits)
 
 
 def _check_pipeline_batch(recipe: Recipe, misfits: list[Misfit]) -> None:
     batch, microbatch = recipe.training.batch_size, recipe.parallelism.pipeline_microbatch_size
+    schedule, ranks = recipe.parallelism.pipeline_schedule, recipe.parallelism.pipeline_parallel
     if batch % microbatch:
         what = f"{microbatch} does not divide batch_size {batch}"
         misfits.append(Misfit(("parallelism", "pipeline_microbatch_size"), what))
-    stages = recipe.parallelism.pipeline_parallel
-    if batch % microbatch == 0 and batch // microbatch < stages:
-        what = (
-            f"batch_size {batch} makes {batch // microbatch} microbatches of {microbatch}, fewer than {stages} stages"
-        )
-        misfits.append(Misfit(("training", "batch_size"), what, f"at least {stages * microbatch}"))
+        return
+    microbatches = batch // microbatch
+    made = f"batch_size {batch} makes {microbatches} microbatches of {microbatch}"
+    stages = ranks * _STAGES_PER_RANK.get(schedule, 1)
+    if schedule in _FILLED and microbatches < stages:
+        hint = f"at least {stages * microbatch}"
+        misfits.append(Misfit(("training", "batch_size"), f"{made}, fewer than {stages} stages", hint))
+    if schedule in _IN_ROUNDS and microbatches % max(1, microbatches // ranks):
+        what = f"{made}, which {schedule} cannot part into rounds of {ranks} or more"
+        misfits.append(Misfit(("training", "batch_size"), what, f"a multiple of {ranks * microbatch}"))

@@ -1,8 +1,8 @@
 """What the recipe's words are called in torchtitan's configuration, and what `[torchtitan]` may set beside them."""
 
 import functools
-import importlib.resources
 import json
+from pathlib import Path
 from typing import Any
 
 from titan_slurm.errors import did_you_mean
@@ -34,6 +34,8 @@ WORDS: dict[tuple[str, str], str] = {
     ("parallelism", "pipeline_schedule"): "parallelism.pipeline_parallel_schedule",
     ("parallelism", "pipeline_microbatch_size"): "parallelism.pipeline_parallel_microbatch_size",
     ("parallelism", "reshard_after_forward"): "parallelism.fsdp_reshard_after_forward",
+    ("parallelism", "async_tensor_parallel"): "compile.enable_async_tensor_parallel",
+    ("parallelism", "fsdp_symmetric_memory"): "parallelism.enable_fsdp_symm_mem",
     ("lr_schedule", "decay_type"): "lr_scheduler.decay_type",
     ("lr_schedule", "decay_ratio"): "lr_scheduler.decay_ratio",
     ("lr_schedule", "min_lr_factor"): "lr_scheduler.min_lr_factor",
@@ -44,6 +46,7 @@ WORDS: dict[tuple[str, str], str] = {
     ("memory", "cpu_offload"): "training.enable_cpu_offload",
     ("compile", "enabled"): "compile.enable",
     ("compile", "backend"): "compile.backend",
+    ("compile", "components"): "compile.components",
     ("wandb", "enabled"): "metrics.enable_wandb",
 }
 
@@ -61,6 +64,7 @@ _DECIDED_BY = {
     "checkpoint.folder": "[checkpointing] save_dir",
     "checkpoint.initial_load_path": "[checkpointing] resume_from_checkpoint",
     "checkpoint.initial_load_model_only": "[checkpointing] resume_from_checkpoint",
+    "checkpoint.initial_load_in_hf": "[model] initial_weights",
     **{path: f"[{section}] {field}" for (section, field), path in WORDS.items()},
 }
 
@@ -84,7 +88,7 @@ _TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": 
 @functools.cache
 def torchtitan_schema() -> dict[str, Any]:
     """What `tools/generate_torchtitan_schema.py` found in torchtitan: "fields", "datasets", "models", …"""
-    text = importlib.resources.files("titan_slurm.recipe").joinpath("torchtitan.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("torchtitan.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
@@ -129,10 +133,17 @@ def torchtitan_values(recipe: Recipe, layout: Layout, extra: dict[str, Any], *, 
         # Log files are read by people and by `logs`, which has colours of its own.
         "metrics.disable_color_printing": True,
     }
-    # CUDA graphs are on by default in torchtitan, which refuses them with pipeline or expert parallelism.
-    if device == "cpu" or layout.pipeline_parallel > 1 or layout.expert_parallel > 1:
+    # CUDA graphs are on by default in torchtitan, which refuses them with pipeline or expert parallelism. Models of
+    # transformers make their attention's mask within the step, and FSDP waits in it for what it copies to the host.
+    no_graphs = layout.pipeline_parallel > 1 or layout.expert_parallel > 1 or recipe.model.name == "transformers"
+    if device == "cpu" or no_graphs or recipe.memory.cpu_offload:
         values["training.disable_cuda_graphs"] = True
     return values | extra
+
+
+def float8_values(recipe: Recipe) -> dict[str, Any] | None:
+    """What `titan_slurm.train.float8` takes; None where the recipe has no float8."""
+    return recipe.float8.model_dump(exclude={"enabled"}) if recipe.float8.enabled else None
 
 
 def optimizer_values(recipe: Recipe) -> dict[str, Any]:

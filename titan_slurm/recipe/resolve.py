@@ -3,19 +3,20 @@ of its values came from."""
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
+from titan_slurm import toml
 from titan_slurm.errors import BadInputError, Problem, bad_input, did_you_mean
-from titan_slurm.recipe import find, toml
-from titan_slurm.recipe.layout import OPTIONAL_SIZES, SIZES, make_layout, missing_sizes
+from titan_slurm.fields import check_sections
+from titan_slurm.recipe import find, hf_config
+from titan_slurm.recipe.layout import make_layout
 from titan_slurm.recipe.mapping import MAP_STYLE_DATASETS, activation_checkpointing, problem_with, torchtitan_schema
-from titan_slurm.recipe.schema import Recipe, field_names, sections
-from titan_slurm.recipe.toml import Key
+from titan_slurm.recipe.model import OPTIONAL_SIZES, SIZES, TRANSFORMERS, missing_sizes
+from titan_slurm.recipe.schema import Recipe, sections
 from titan_slurm.run.plan import Layout
+from titan_slurm.toml import Key
 
 ENVIRONMENT: dict[str, Key] = {
     "TORCHTITAN_MODEL_NAME": ("model", "name"),
@@ -25,6 +26,13 @@ ENVIRONMENT: dict[str, Key] = {
     "TORCHTITAN_DP_SIZE": ("parallelism", "data_parallel"),
     "TORCHTITAN_GRADIENT_CHECKPOINTING": ("memory", "gradient_checkpointing"),
     "TORCHTITAN_ACTIVATION_CHECKPOINTING": ("memory", "activation_checkpointing"),
+    # By these a user, or a site for all of its users, tells sbatch what to ask for.
+    "SBATCH_ACCOUNT": ("slurm", "account"),
+    "SBATCH_CONSTRAINT": ("slurm", "constraint"),
+    "SBATCH_PARTITION": ("slurm", "partition"),
+    "SBATCH_QOS": ("slurm", "qos"),
+    "SBATCH_RESERVATION": ("slurm", "reservation"),
+    "SBATCH_TIMELIMIT": ("slurm", "time"),
 }
 CONFIG_PATH_VARIABLE = "TORCHTITAN_CONFIG_PATH"
 
@@ -43,6 +51,8 @@ class Value:
 
     value: Any
     origin: str
+    of_place: bool = False
+    """Said by the place where the run is to be, not by the recipe: another place says something else."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,13 @@ def parse_set(text: str) -> Override:
 
 
 def resolve(
-    name: str | None, overrides: Iterable[Override] = (), environment: Mapping[str, str] = os.environ
+    name: str | None,
+    overrides: Iterable[Override] = (),
+    environment: Mapping[str, str] = os.environ,
+    beneath: Mapping[Key, Value] | None = None,
 ) -> ResolvedRecipe:
-    """Find, read, merge and check a recipe; `name` may be left out where the environment names one.
+    """Find, read, merge and check a recipe; `name` may be left out where the environment names one. What lies `beneath`
+    holds where nothing else is said.
 
     Raises BadInputError with every problem that was found.
     """
@@ -93,12 +107,12 @@ def resolve(
     if not name:
         raise bad_input("", "no recipe was named", f"give a recipe, or set {CONFIG_PATH_VARIABLE}")
     found = find.recipe_file(name)
-    merged: dict[Key, Value] = {}
+    merged = dict(beneath or {})
     problems: list[Problem] = []
     for file in _with_bases(found):
         # What a base says of itself (its name, its version) is not said of the recipe that extends it.
         about, merged = _split(merged, "recipe")
-        _validate(about, problems)
+        problems += _parts(about)[1]
         _lay_over(merged, _file_layer(file))
     for layer in (_environment_layer(environment), _override_layer(overrides)):
         _lay_over(merged, layer)
@@ -109,6 +123,21 @@ def resolve(
         raise BadInputError(problems)
     recipe_name = recipe.recipe.name or found.name
     return ResolvedRecipe(recipe_name, found, recipe, layout, merged)
+
+
+def with_defaults(resolved: ResolvedRecipe) -> ResolvedRecipe:
+    """The same recipe with the value of every field, section by section; a field that nobody set has the origin
+    `default`, and is left out where its default is nothing."""
+    values: dict[Key, Value] = {}
+    for name, section in sections().items():
+        given = {key: value for key, value in resolved.values.items() if key[0] == name}
+        for field, info in section.model_fields.items() if section else ():
+            path = (name, info.alias or field)
+            if not any(key[:2] == path for key in given):
+                default = info.get_default(call_default_factory=True)
+                given |= {} if default in (None, {}) else {path: Value(default, "default")}
+        values |= given
+    return replace(resolved, values=values)
 
 
 def _with_bases(found: find.Found) -> list[toml.TomlFile]:
@@ -164,7 +193,7 @@ def _environment_layer(environment: Mapping[str, str]) -> dict[Key, Value]:
 
 def _plain(key: Key, text: str) -> Any:
     """A value of the environment: text for fields that are text, and Python's True and False are as good as TOML's."""
-    if key in (("model", "name"), ("checkpointing", "save_dir")):
+    if key in (("model", "name"), ("checkpointing", "save_dir")) or key[0] == "slurm":
         return text
     return toml.parse_value(text.lower())
 
@@ -188,91 +217,14 @@ def _lay_over(merged: dict[Key, Value], layer: dict[Key, Value]) -> None:
 
 def _validate(merged: dict[Key, Value], problems: list[Problem]) -> Recipe | None:
     """Sections, keys and types. Returns None where a recipe cannot be made; adds what is wrong to `problems`."""
-    known = sections()
-    tables: dict[str, dict[str, Any]] = {}
-    unknown: set[str] = set()
-    for key, value in merged.items():
-        if key[0] not in known:
-            if key[0] not in unknown:
-                problems.append(Problem(value.origin, f"unknown section [{key[0]}]", did_you_mean(key[0], known)))
-            unknown.add(key[0])
-        elif len(key) == 1:
-            problems.append(Problem(value.origin, f"{key[0]} is a section, not a value", f"write [{key[0]}]"))
-        elif key[0] != "torchtitan":
-            _put(tables.setdefault(key[0], {}), key[1:], value.value)
-    parts: dict[str, Any] = {}
-    for name, section in known.items():
-        if section is None or name not in tables:
-            continue
-        try:
-            parts[name] = section.model_validate(tables[name])
-        except pydantic.ValidationError as error:
-            problems.extend(_problems_of_section(name, error, merged))
+    parts, wrong = _parts(merged)
+    problems += wrong
     return None if problems else Recipe(**parts)
 
 
-def _put(table: dict[str, Any], key: Key, value: Any) -> None:
-    for name in key[:-1]:
-        table = table.setdefault(name, {})
-    table[key[-1]] = value
-
-
-def _problems_of_section(name: str, error: pydantic.ValidationError, merged: dict[Key, Value]) -> Iterable[Problem]:
-    by_field: dict[str, list[Any]] = {}
-    for detail in error.errors():
-        by_field.setdefault(str(detail["loc"][0]), []).append(detail)
-    for field, details in by_field.items():
-        where = next(value.origin for key, value in merged.items() if key[:2] == (name, field))
-        if details[0]["type"] == "extra_forbidden":
-            yield Problem(where, f"[{name}] has no field {field!r}", _hint_for_field(name, field))
-        else:
-            # A union reports one error per alternative; together they are one mistake.
-            wanted = " or ".join(dict.fromkeys(_wanted(detail) for detail in details))
-            yield Problem(where, f"{name}.{field} = {_shown(merged, (name, field))}: {wanted}")
-
-
-def _hint_for_field(section: str, field: str) -> str:
-    """The nearest field of the section, or the section that has such a field."""
-    known = {name: field_names(kind) for name, kind in sections().items() if kind is not None}
-    elsewhere = [name for name, names in known.items() if field in names and name != section]
-    if elsewhere:
-        return f"there is {elsewhere[0]}.{field}"
-    return did_you_mean(field, known[section])
-
-
-def _wanted(detail: Any) -> str:
-    match detail["type"]:
-        case "int_type" | "int_from_float" | "int_parsing":
-            return "must be a whole number"
-        case "float_type" | "float_parsing":
-            return "must be a number"
-        case "bool_type" | "bool_parsing":
-            return "must be true or false"
-        case "string_type":
-            return "must be text in quotes"
-        case "list_type":
-            return "must be a list"
-        case "greater_than":
-            return f"must be greater than {detail['ctx']['gt']}"
-        case "greater_than_equal":
-            return f"must be at least {detail['ctx']['ge']}"
-        case "less_than":
-            return f"must be less than {detail['ctx']['lt']}"
-        case "less_than_equal":
-            return f"must be at most {detail['ctx']['le']}"
-        case "literal_error":
-            return f"must be {detail['ctx']['expected']}"
-        case "string_too_short":
-            return "must not be empty"
-        case "value_error":
-            return str(detail["ctx"]["error"])
-        case _:
-            return str(detail["msg"])
-
-
-def _shown(merged: dict[Key, Value], key: Key) -> str:
-    values = [value.value for other, value in merged.items() if other == key]
-    return repr(values[0]) if values else "a table"
+def _parts(merged: dict[Key, Value]) -> tuple[dict[str, Any], list[Problem]]:
+    """The sections of which anything is said, and what is wrong with them."""
+    return check_sections(sections(), {key: (value.value, value.origin) for key, value in merged.items()})
 
 
 def _torchtitan_problems(merged: dict[Key, Value], activation_checkpointing: str | None) -> Iterable[Problem]:
@@ -287,8 +239,8 @@ def _check(recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[
     """Everything that takes more than one field to see."""
 
     def problem(section: str, field: str, what: str, hint: str = "") -> None:
-        origin = merged[(section, field)].origin if (section, field) in merged else str(path)
-        problems.append(Problem(origin, f"{section}.{field}: {what}", hint))
+        origins = (value.origin for key, value in merged.items() if key[:2] == (section, field))
+        problems.append(Problem(next(origins, str(path)), f"{section}.{field}: {what}", hint))
 
     _check_one_thing(recipe, problem)
     _check_model_name(recipe, problem)
@@ -299,7 +251,8 @@ def _check(recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[
         problem("parallelism", "pipeline_schedule", f"no schedule {recipe.parallelism.pipeline_schedule!r}", hint)
     if recipe.checkpointing.keep_latest == 1:
         problem("checkpointing", "keep_latest", "must be 0 (all) or at least 2: one of them may be half-written")
-    layout, misfits = make_layout(recipe)
+    torchtitan = {".".join(key[1:]): value.value for key, value in merged.items() if key[0] == "torchtitan"}
+    layout, misfits = make_layout(recipe, torchtitan)
     for misfit in misfits:
         problem(*misfit.field, misfit.what, misfit.hint)
     return layout
@@ -340,8 +293,15 @@ def _check_one_thing(recipe: Recipe, problem: Any) -> None:
 def _check_model_name(recipe: Recipe, problem: Any) -> None:
     model, families = recipe.model, torchtitan_schema()["models"]
     sizes = [name for name in (*SIZES, *OPTIONAL_SIZES) if getattr(model, name) is not None]
+    if model.initial_weights and recipe.checkpointing.resume_from_checkpoint:
+        problem("model", "initial_weights", "contradicts checkpointing.resume_from_checkpoint", "keep one")
+    if model.name == TRANSFORMERS:
+        return _check_transformers(recipe, sizes, problem)
+    if model.config is not None:
+        problem("model", "config", f"has no meaning for {model.name}", f'write name = "{TRANSFORMERS}"')
     if model.name not in families:
-        problem("model", "name", f"no model family {model.name!r}", did_you_mean(model.name, families))
+        hint = did_you_mean(model.name, [*families, TRANSFORMERS])
+        problem("model", "name", f"no model family {model.name!r}", hint)
     elif model.flavor and model.flavor not in families[model.name]:
         hint = did_you_mean(model.flavor, families[model.name])
         problem("model", "flavor", f"{model.name} has no flavor {model.flavor!r}", hint)
@@ -356,6 +316,29 @@ def _check_model_name(recipe: Recipe, problem: Any) -> None:
         elif missing:
             hint = f"or give all sizes; still missing: {', '.join(missing)}" if sizes else "e.g. flavor = '8B'"
             problem("model", "flavor", "no flavor is given", hint)
+    return None
+
+
+def _check_transformers(recipe: Recipe, sizes: list[str], problem: Any) -> None:
+    model, parallelism = recipe.model, recipe.parallelism
+    for field in [*(["flavor"] if model.flavor else []), *sizes]:
+        problem("model", field, f"has no meaning for {TRANSFORMERS}", "it is said in model.config")
+    if parallelism.context_parallel > 1:
+        problem("parallelism", "context_parallel", f"not with model.name = {TRANSFORMERS!r}", "it must be 1")
+    if model.config is None:
+        hint = "a folder with a Hugging Face config.json, or a table [model.config]"
+        problem("model", "config", f"{TRANSFORMERS} needs one", hint)
+        return
+    try:
+        contents = hf_config.load(model.config)
+    except hf_config.NoConfigError:
+        return  # The plan, which is made where the run is to be, tells.
+    except hf_config.ConfigError as error:
+        problem("model", "config", error.what, error.hint)
+        return
+    if parallelism.pipeline_parallel > 1 and len(set(hf_config.layer_types(contents))) > 1:
+        what = "not with layers of different attention: a stage would take its layers for the model's first ones"
+        problem("parallelism", "pipeline_parallel", what, "it must be 1")
 
 
 def _check_data(recipe: Recipe, problem: Any) -> None:

@@ -1,53 +1,25 @@
 """Recipe schema 1: sections, fields, types and what each field means. Checks across fields live in `check`, what a
 field becomes in torchtitan's configuration in `mapping`."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True, min_length=1)]
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Number = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
-Beta = Annotated[float, Field(ge=0, lt=1, strict=True)]
-
-
-def _matching(pattern: str, wanted: str) -> AfterValidator:
-    """Text of that form, with a message for people where it is not."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"must be {wanted}")
-        return text
-
-    return AfterValidator(check)
-
-
-Version = Annotated[str, _matching(r"\d+\.\d+\.\d+", "three numbers, e.g. 1.0.0")]
-# Slurm's forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds] (sbatch(1)).
-# Minutes, and megabytes below, may be given as a plain number.
-SlurmTime = Annotated[
-    str,
-    Field(coerce_numbers_to_str=True),
-    _matching(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}", "a time as sbatch takes it, e.g. 1-00:00:00"),
-]
-Memory = Annotated[
-    str, Field(coerce_numbers_to_str=True), _matching(r"\d+[KMGT]?", "a size as sbatch takes it, e.g. 500G")
-]
-# Stands in a line of the batch script.
-Line = Annotated[
-    str, Field(coerce_numbers_to_str=True), _matching(r"[^\x00-\x1f\x7f]+", "one line of text, and not empty")
-]
-
-
-class Section(BaseModel):
-    """A table of the recipe: unknown keys are errors, every field may be left out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from titan_slurm.fields import (
+    Beta,
+    Count,
+    Flag,
+    Fraction,
+    Kind,
+    Line,
+    Number,
+    Placement,
+    Positive,
+    PositiveNumber,
+    Section,
+    Text,
+    Version,
+)
 
 
 class RecipeSection(Section):
@@ -61,9 +33,12 @@ class RecipeSection(Section):
 
 
 class ModelSection(Section):
-    """`[model]`: a family and a flavor of torchtitan's, or a Llama by its sizes."""
+    """`[model]`: a family and a flavor of torchtitan's, a Llama by its sizes, or a model of Hugging Face's by its
+    configuration."""
 
-    name: Text = Field("llama3", description="model family, as torchtitan calls it")
+    name: Text = Field(
+        "llama3", description='model family, as torchtitan calls it; or "transformers", with a config (below)'
+    )
     flavor: Text | None = Field(None, description="size, as torchtitan calls it, e.g. 8B; or give the sizes below")
     vocab_size: Positive | None = None
     embed_dim: Positive | None = None
@@ -73,6 +48,16 @@ class ModelSection(Section):
     intermediate_size: Positive | None = Field(None, description="width of the feed-forward layer")
     rope_theta: PositiveNumber | None = Field(None, description="base of the rotary embedding; 500000 if left out")
     max_seq_len: Positive | None = Field(None, description="longest sequence; training.seq_len if left out")
+    config: Text | dict[str, Any] | None = Field(
+        None,
+        description='with name = "transformers": a folder with a Hugging Face config.json, or a table [model.config] '
+        "with what stands in such a file (model_type, hidden_size, …)",
+    )
+    initial_weights: Text | None = Field(
+        None,
+        description="a folder with a model's weights in Hugging Face's format (safetensors) to start from; read once, "
+        "at the run's first start",
+    )
 
 
 class DataSection(Section):
@@ -128,7 +113,19 @@ class ParallelismSection(Section):
     sequence_parallel: Flag = Field(True, description="with tensor_parallel: shard activations along the sequence too")
     pipeline_schedule: Text = Field("1F1B", description="a schedule of torch.distributed.pipelining")
     pipeline_microbatch_size: Positive = Field(1, description="sequences per microbatch; divides batch_size")
-    reshard_after_forward: Literal["default", "always", "never"] = Field("default", description="FSDP's policy")
+    reshard_after_forward: Literal["default", "always", "never"] = Field(
+        "default",
+        description="whether FSDP frees a layer's gathered weights between forward and backward; default: not with "
+        "pipeline_parallel",
+    )
+    async_tensor_parallel: Flag = Field(
+        False, description="overlap the communication of tensor_parallel with matrix products; needs [compile]"
+    )
+    fsdp_symmetric_memory: Flag = Field(
+        False,
+        description="FSDP's communication through symmetric memory, so that it takes less of the GPU from the "
+        "computation; compute capability 9.0 or newer",
+    )
 
 
 class OptimizerSection(Section):
@@ -165,6 +162,10 @@ class CheckpointingSection(Section):
     resume_from_checkpoint: str = Field("", description="a step-N folder of another run to start from; empty: none")
     keep_latest: Count = Field(10, description="how many to keep; 0 keeps all")
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
+    export_to_hf: Flag = Field(
+        False,
+        description="after the last step, also write the weights in Hugging Face's format into the run's export/",
+    )
 
 
 class MemorySection(Section):
@@ -181,7 +182,27 @@ class CompileSection(Section):
     """`[compile]`: torch.compile."""
 
     enabled: Flag = False
-    backend: Text = "inductor"
+    backend: Text = Field("inductor", description="a backend of torch.compile")
+    components: list[Literal["model", "loss"]] = Field(
+        ["model", "loss"],
+        description="what is compiled: each layer of the model, the loss, or both",
+        min_length=1,
+    )
+
+
+class Float8Section(Section):
+    """`[float8]`: matrix products in float8, weights and gradients as before. Compute capability 8.9 or newer, and the
+    package torchao (`pip install 'titan-slurm[float8]'`)."""
+
+    enabled: Flag = False
+    recipe: Literal["rowwise", "rowwise_with_gw_hp"] = Field(
+        "rowwise", description="torchao's: one scale per row; rowwise_with_gw_hp leaves the weights' gradients in bf16"
+    )
+    filter_fqns: list[Text] = Field(
+        ["lm_head", "router.gate"],
+        description="linear layers with one of these in their name stay as they are",
+    )
+    grouped_experts: Flag = Field(False, description="the experts of a mixture of experts too")
 
 
 class WandbSection(Section):
@@ -195,24 +216,13 @@ class WandbSection(Section):
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: offline where there is no key")
 
 
-class SlurmSection(Section):
+class SlurmSection(Placement):
     """`[slurm]`: what a run asks of any cluster."""
 
     nodes: Positive = 1
-    gpus_per_node: Count = Field(8, description="0 trains on CPUs")
+    gpus_per_node: Count = Field(8, description="0 trains on CPUs; left out, a cluster profile's nodes.gpus")
+    gpu_type: Line | None = Field(None, description="only GPUs of this type, as Slurm calls it")
     tasks_per_node: Positive | None = Field(None, description="ranks per node; gpus_per_node if left out, 1 on CPUs")
-    cpus_per_task: Positive | None = None
-    mem: Memory | None = Field(None, description="memory per node, e.g. 500G")
-    time: SlurmTime | None = Field(None, description="limit of one attempt, as sbatch takes it, e.g. 1-00:00:00")
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
-    reservation: Line | None = None
-    exclusive: Flag = False
-    signal_lead: Annotated[int, Field(ge=10, le=65535, strict=True)] = Field(
-        120, description="seconds before the time limit at which the ranks are asked to stop and save"
-    )
 
 
 class RequeueSection(Section):
@@ -229,6 +239,11 @@ class RequeueSection(Section):
         None,
         description="seconds without the end of a step or save that count as hung; learned if left out",
     )
+    strict: Flag = Field(
+        False,
+        description="end rather than go on under another version of Python, titan-slurm, torch, torchtitan, CUDA, the "
+        "GPU driver or NCCL than the run began with; else it is noted",
+    )
 
 
 class Recipe(Section):
@@ -244,20 +259,16 @@ class Recipe(Section):
     checkpointing: CheckpointingSection = CheckpointingSection()
     memory: MemorySection = MemorySection()
     compile: CompileSection = CompileSection()
+    float8: Float8Section = Float8Section()
     wandb: WandbSection = WandbSection()
     slurm: SlurmSection = SlurmSection()
     requeue: RequeueSection = RequeueSection()
     torchtitan: dict[str, Any] = Field(default_factory=dict)
 
 
-def sections() -> dict[str, type[Section] | None]:
+def sections() -> dict[str, Kind | None]:
     """Each section's name and class; None for `[torchtitan]`, whose fields are torchtitan's own."""
     return {
         name: field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, Section) else None
         for name, field in Recipe.model_fields.items()
     }
-
-
-def field_names(section: type[Section]) -> list[str]:
-    """The keys of a section as they stand in TOML."""
-    return [field.alias or name for name, field in section.model_fields.items()]

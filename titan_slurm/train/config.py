@@ -6,9 +6,9 @@ from typing import Any
 
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
+from torchtitan.config import CompileConfig
 from torchtitan.distributed.activation_checkpoint import FullAC, MemoryBudgetAC, SelectiveAC
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
-from torchtitan.models.common.config_utils import decoder_vocab_size
 
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.directory import RunDirectory
@@ -17,6 +17,7 @@ from titan_slurm.train import cpu
 from titan_slurm.train.checkpoint import CheckpointManager
 from titan_slurm.train.data import tokenizer_folder, tokens_folder
 from titan_slurm.train.dataloader import TokenDataLoader
+from titan_slurm.train.float8 import to_float8
 from titan_slurm.train.models import model_spec
 
 _ACTIVATION_CHECKPOINTING: dict[str, Any] = {
@@ -43,14 +44,19 @@ def trainer_config(config_class: type, plan: Plan, run: RunDirectory, attempt: A
     spec = model_spec(plan.model)
     if plan.device == "cpu":
         cpu.use_attention_with_backward(spec.model)
+    if plan.float8:
+        compiled = plan.torchtitan["compile.enable"] and "model" in plan.torchtitan["compile.components"]
+        spec.model = to_float8(spec.model, plan.float8, compiled=compiled)
     config = config_class(
         model_spec=spec,
         optimizer=_optimizer(plan.optimizer),
         dump_folder=str(attempt.path),
         hf_assets_path=tokenizer_folder(run, plan),
+        # A memory budget is refused without it, before the plan's values are set; then all is checked again.
+        compile=CompileConfig(enable=True),
         **defaults(plan.activation_checkpointing),
     )
-    config.loss.loss_fn.global_vocab_size = decoder_vocab_size(spec)
+    config.loss.loss_fn.global_vocab_size = spec.model.vocab_size
     if plan.data["map_style"]:
         config.dataloader = TokenDataLoader.Config(
             dataset_path=tokens_folder(run, plan),
