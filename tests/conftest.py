@@ -21,7 +21,7 @@ from titan_slurm.run.directory import RunDirectory
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The machine's own settings would change what a test sees; FORCE_COLOR makes rich write escape codes into a pipe.
-_NOT_OURS = ("TORCHTITAN_", "TITAN_SLURM_", "SLURM_", "WANDB_", "FORCE_COLOR")
+_NOT_OURS = ("TORCHTITAN_", "TITAN_SLURM_", "SLURM_", "SBATCH_", "WANDB_", "FORCE_COLOR")
 
 
 @dataclass(frozen=True)

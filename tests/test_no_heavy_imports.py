@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,9 +38,14 @@ def imported(*arguments: str) -> set[str]:
         ("submit", "llama3_debug", "--dry-run", "--cluster", "local"),
         ("render", "llama3_debug"),
         ("validate", "llama3_debug"),
+        ("validate", "llama3_405b", "--cluster", "slurm", "--set", "data.tokenizer=python_docs", "--gpu", "H100"),
         ("recipes", "list"),
         ("recipes", "show", "llama3_debug"),
+        ("recipes", "diff", "llama3_debug", "llama3_8b"),
+        ("recipes", "check"),
         ("status",),
+        ("cluster", "list"),
+        ("templates", "check", "base"),
     ],
     ids=" ".join,
 )
@@ -50,6 +56,13 @@ def test_nothing_heavy_is_imported(arguments: tuple[str, ...]) -> None:
     assert not HEAVY & modules
     if "--help" in arguments:
         assert not NOT_FOR_HELP & modules
+
+
+def test_without_slurm_validate_makes_no_script(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(clean_environment))
+    modules = imported("validate", "llama3_405b", "--cluster", "slurm", "--set", "data.tokenizer=python_docs")
+    assert "titan_slurm.recipe.estimate" in modules
+    assert not {"submitit", "jinja2", "psutil"} & modules
 
 
 def test_the_batch_script_needs_the_standard_library_alone(make_run: Callable[..., RunDirectory]) -> None:

@@ -1,11 +1,28 @@
 """The command line: one verb per file, which parses, calls one function and prints. Everything heavy is imported inside
 the verbs: `titan-slurm --help` loads typer and nothing else."""
 
+import gc
+import os
 import sys
 
 import typer
 
-from titan_slurm.cli import cancel, checkpoints, logs, nodes, recipes, render, status, submit, validate
+from titan_slurm.cli import (
+    cancel,
+    checkpoints,
+    cluster,
+    compare,
+    convert,
+    logs,
+    nodes,
+    recipes,
+    render,
+    reproduce,
+    status,
+    submit,
+    templates,
+    validate,
+)
 from titan_slurm.errors import BadInputError
 
 app = typer.Typer(
@@ -18,15 +35,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (submit, render, validate, status, logs, cancel):
+for verb in (submit, render, validate, convert, status, logs, cancel, reproduce, compare):
     app.command(verb.NAME, help=verb.__doc__)(verb.command)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(templates.app, name="templates")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(nodes.app, name="nodes")
 
 
 def main() -> None:
     """Run the command line. Bad input ends with exit code 2 and one line per mistake."""
+    # What a verb imports stays; to look through it for garbage again and again takes a tenth of the start.
+    gc.set_threshold(50_000)
+    # Nor does pydantic look for plugins in all that is installed: none has a say in what is valid here.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app()
     except BadInputError as error:

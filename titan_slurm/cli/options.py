@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from titan_slurm.launch.place import Place
     from titan_slurm.launch.submit import Prepared
     from titan_slurm.recipe.resolve import ResolvedRecipe
 
@@ -17,7 +18,12 @@ Run = Annotated[str, typer.Argument(help="A run's name, path or job id.", show_d
 Nodes = Annotated[int | None, typer.Option("--nodes", "-N", help="Number of nodes.", show_default=False)]
 Cluster = Annotated[
     str | None,
-    typer.Option("--cluster", help="slurm, or local for this machine; slurm where it is found.", show_default=False),
+    typer.Option(
+        "--cluster",
+        help="A cluster profile's name or file; slurm without one; local for this machine. TITAN_SLURM_CLUSTER, the "
+        "profile called default, or slurm where it is found, if left out.",
+        show_default=False,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -34,9 +40,13 @@ RunsDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def resolve(recipe: str | None, nodes: int | None, settings: list[str] | None) -> "ResolvedRecipe":
-    """The recipe with the command line's values over it. Raises BadInputError with every problem."""
+def resolve(
+    recipe: str | None, nodes: int | None, settings: list[str] | None, place: "Place | None" = None
+) -> "ResolvedRecipe":
+    """The recipe with the command line's values over it, and the place's beneath. Raises BadInputError with every
+    problem."""
     from titan_slurm.errors import BadInputError
+    from titan_slurm.launch.place import beneath
     from titan_slurm.recipe.resolve import Override, parse_set
     from titan_slurm.recipe.resolve import resolve as resolve_recipe
 
@@ -50,7 +60,7 @@ def resolve(recipe: str | None, nodes: int | None, settings: list[str] | None) -
         raise BadInputError(problems)
     if nodes is not None:
         overrides.append(Override(("slurm", "nodes"), nodes, "--nodes"))
-    return resolve_recipe(recipe, overrides)
+    return resolve_recipe(recipe, overrides, beneath=beneath(place.profile) if place else {})
 
 
 def prepare(
@@ -63,16 +73,19 @@ def prepare(
     *,
     resume: bool = False,
     only_show: bool = False,
+    without_slurm: str = "local",
 ) -> "Prepared":
-    """Plan a run; its notes say what was chosen for the user."""
-    from titan_slurm.launch.submit import choose_cluster
+    """Plan a run; its notes say what was chosen for the user. `without_slurm`: the cluster to take where there is none
+    and the user names none."""
+    from titan_slurm.launch.place import choose
     from titan_slurm.launch.submit import prepare as prepare_run
-    from titan_slurm.run.find import runs_folder
+    from titan_slurm.run.directory import RunDirectory
+    from titan_slurm.run.find import find_run, runs_folder
 
-    resolved = resolve(recipe, nodes, settings)
-    chosen, why = choose_cluster(cluster)
-    prepared = prepare_run(
-        resolved, cluster=chosen, runs=runs_folder(runs_dir), name=name, resume=resume, only_show=only_show
-    )
-    prepared.notes[:0] = [why] if why else []
-    return prepared
+    runs = runs_folder(runs_dir)
+    # Where a run goes on, it does so where it was.
+    goes_on = resume and name is not None and RunDirectory(runs / name).exists()
+    resumed = find_run(str(runs / str(name)), runs).plan() if goes_on else None
+    place = choose(cluster, resumed=resumed, without_slurm=without_slurm)
+    resolved = resolve(recipe, nodes, settings, place)
+    return prepare_run(resolved, place=place, runs=runs, name=name, resume=resume, only_show=only_show)

@@ -16,13 +16,13 @@ NAME = "render"
 def command(
     recipe: options.Recipe = None,
     nodes: options.Nodes = None,
-    cluster: options.Cluster = "slurm",
+    cluster: options.Cluster = None,
     settings: options.Set = None,
     name: options.Name = None,
     runs_dir: options.RunsDir = None,
 ) -> None:
     from titan_slurm.cli import show
 
-    prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir, only_show=True)
+    prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir, only_show=True, without_slurm="slurm")
     show.prepared_notes(prepared)
     typer.echo(prepared.script, nl=False)

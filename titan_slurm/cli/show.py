@@ -1,11 +1,14 @@
 """How things look: for people on a terminal, plainly in a pipe."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.console import Console
 
+    from titan_slurm.cluster.slurm import Answer
     from titan_slurm.cluster.state import RunStatus
     from titan_slurm.launch.submit import Prepared
     from titan_slurm.run.directory import RunDirectory
@@ -36,6 +39,19 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
+def table(columns: "Sequence[str]", rows: "Sequence[Mapping[str, object]]") -> None:
+    """Rows by their columns' names. What is None is left empty."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(columns):
+        shown.add_column(column.upper(), no_wrap=number == 0)
+    for row in rows:
+        shown.add_row(*("" if row[column] is None else escape(str(row[column])) for column in columns))
+    console().print(shown)
+
+
 def prepared_notes(prepared: "Prepared") -> None:
     """Where the recipe and the template were found, and what else was decided for the user."""
     note(f"recipe {prepared.resolved.name} {prepared.plan.recipe_version}: {_whose(prepared.resolved.found)}")
@@ -43,6 +59,18 @@ def prepared_notes(prepared: "Prepared") -> None:
         note(f"template: {_whose(prepared.template)}")
     for text in prepared.notes:
         note(text)
+
+
+def start(answer: "Answer | None", *, must_be_accepted: bool = False) -> None:
+    """What Slurm said when it was asked when a job would start. Raises BadInputError for a refusal, if that counts."""
+    from titan_slurm.errors import bad_input
+
+    if answer is not None and answer.start:
+        note(f"would start at {answer.start}, by Slurm's estimate")
+    elif answer is not None and must_be_accepted:
+        raise bad_input("sbatch --test-only", answer.text)
+    elif answer is not None:
+        note(f"Slurm cannot say when it would start: {answer.text}")
 
 
 def plan_line(plan: "Plan") -> str:
@@ -68,6 +96,15 @@ def plan_line(plan: "Plan") -> str:
     )
 
 
+def built_line(built: "Mapping[str, Any]") -> str:
+    """What torchtitan built of a plan, in one line."""
+    ranks = " and ".join(map(str, built["ranks"]))
+    return (
+        f"torchtitan builds it: {built['parameters']:,} parameters, {built['rank_parameters']:,} on a rank at most "
+        f"(looked at: {ranks}), in {built['seconds']} s"
+    )
+
+
 def status_lines(status: "RunStatus") -> list[tuple[str, str]]:
     """A run's status, field by field."""
     progress = f"{status.step} of {status.max_steps}"
@@ -90,6 +127,15 @@ def status_lines(status: "RunStatus") -> list[tuple[str, str]]:
         ("path", status.path),
     ]
     return lines
+
+
+def submitted(run: "RunDirectory", job: dict[str, Any], verb: str) -> None:
+    """What was submitted, and the commands to go on with."""
+    print(f"{verb} run {run.name} as job {job['job_id']} on {job['cluster']}")
+    print(f"  path    {run.path}")
+    print(f"  status  titan-slurm status {arguments(run)}")
+    print(f"  log     titan-slurm logs {arguments(run)} -f")
+    print(f"  cancel  titan-slurm cancel {arguments(run)}")
 
 
 def arguments(run: "RunDirectory") -> str:
@@ -131,4 +177,5 @@ def _whose(found: object) -> str:
     from titan_slurm.recipe.find import Found
 
     assert isinstance(found, Found)
-    return {"built-in": "built-in, ", "user": "your own, ", "path": ""}[found.origin] + str(found.path)
+    whose = {"built-in": "built-in, ", "site": "the site's, ", "user": "your own, ", "path": ""}
+    return whose[found.origin] + str(found.path)

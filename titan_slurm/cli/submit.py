@@ -4,6 +4,7 @@
 Examples:
   titan-slurm submit recipes/llama3_debug.toml --cluster local --follow
   titan-slurm submit recipes/llama3_8b.toml --nodes 2 --set slurm.partition=gpu
+  titan-slurm submit recipes/llama3_8b.toml --nodes 2 --cluster hpc
   titan-slurm submit recipes/llama3_8b.toml --dry-run
   titan-slurm submit recipes/llama3_debug.toml --name mine --resume --set training.max_steps=120
 """
@@ -28,25 +29,24 @@ def command(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the run ends.")] = False,
     runs_dir: options.RunsDir = None,
 ) -> None:
-    from titan_slurm.cli import show
+    from titan_slurm.cli import cost, show
+    from titan_slurm.launch.submit import submit, would_start
 
     prepared = options.prepare(recipe, nodes, settings, cluster, name, runs_dir, resume=resume, only_show=dry_run)
     show.prepared_notes(prepared)
     show.note(show.plan_line(prepared.plan))
+    if misfit := cost.misfit(cost.estimated(prepared.resolved)):
+        show.note(misfit)
+    # What it would refuse it may still take and let wait, for a node that is down now, say: sbatch decides.
+    show.start(would_start(prepared))
     if dry_run:
         show.note(f"dry run: nothing is made; the run would be {prepared.run.path}")
         typer.echo(prepared.script, nl=False)
         return
 
-    from titan_slurm.launch.submit import submit
-
     job = submit(prepared)
     run = prepared.run
-    typer.echo(f"{'resumed' if resume else 'submitted'} run {run.name} as job {job['job_id']} on {job['cluster']}")
-    typer.echo(f"  path    {run.path}")
-    typer.echo(f"  status  titan-slurm status {show.arguments(run)}")
-    typer.echo(f"  log     titan-slurm logs {show.arguments(run)} -f")
-    typer.echo(f"  cancel  titan-slurm cancel {show.arguments(run)}")
+    show.submitted(run, job, "resumed" if resume else "submitted")
     if follow:
         from titan_slurm.cli.follow import follow_to_the_end
 

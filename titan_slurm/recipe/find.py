@@ -1,4 +1,5 @@
-"""Where recipes and templates stand: the user's own first, then those that come with titan-slurm."""
+"""Where recipes, templates and cluster profiles stand: the user's own first, then the site's, then those that come with
+titan-slurm."""
 
 import os
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from pathlib import Path
 from titan_slurm.errors import bad_input, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+# What an administrator puts there is everybody's.
+_SITE = Path("/etc/titan-slurm")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file and whose it is: `path` (named by the user), `user` or `built-in`."""
+    """A file and whose it is: `path` (named by the user), `user`, `site` or `built-in`."""
 
     path: Path
     origin: str
@@ -36,15 +39,39 @@ def template_file(name: str) -> Found:
     return _find("templates", name, ".sbatch.j2", "template", None)
 
 
+def cluster_file(name: str) -> Found:
+    """The cluster profile called `name`, found like a recipe. None comes with titan-slurm."""
+    return _find("clusters", name, ".toml", "cluster profile", None)
+
+
 def recipes() -> list[Found]:
-    """All recipes that can be named, the user's own before built-in ones of the same name."""
+    """All recipes that can be named, the user's own before the site's and built-in ones of the same name."""
     return _all("recipes", ".toml")
 
 
+def templates() -> list[Found]:
+    """All templates that can be named."""
+    return _all("templates", ".sbatch.j2")
+
+
+def clusters() -> list[Found]:
+    """All cluster profiles that can be named."""
+    return _all("clusters", ".toml")
+
+
 def folders(kind: str) -> list[tuple[Path, str]]:
-    """Where `recipes` or `templates` are looked for, in this order, and whose they are."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [(Path.cwd() / kind, "user"), (config / "titan-slurm" / kind, "user"), (built_in(kind), "built-in")]
+    """Where `recipes`, `templates` or `clusters` are looked for, in this order, and whose they are."""
+    return [
+        (Path.cwd() / kind, "user"),
+        (user_folder(kind), "user"),
+        (_SITE / kind, "site"),
+        (built_in(kind), "built-in"),
+    ]
+
+
+def user_folder(kind: str) -> Path:
+    """The folder of a user's own recipes, templates or cluster profiles, wherever the user works."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "titan-slurm" / kind
 
 
 def built_in(kind: str) -> Path:
@@ -75,12 +102,15 @@ def _find(kind: str, name: str, ending: str, what: str, beside: Path | None) -> 
         if is_path and path.is_file():
             is_built_in = built_in(kind).is_dir() and path.resolve().parent == built_in(kind).resolve()
             return Found(path, "built-in" if is_built_in else "path")
-    # `recipes/llama3_8b.toml` names the built-in recipe from any folder, also where there is no such file.
-    file_name = Path(name).name.removesuffix(ending) + ending
-    if not is_path or Path(name).parent in (Path(kind), Path()):
+    # `recipes/llama3_8b.toml` names the built-in recipe from any folder, also where there is no such file; and a copy
+    # of it, wherever that is, still finds its `base/llama3.toml`.
+    path = Path(name)
+    inside = path.relative_to(kind) if Path(kind) in path.parents else path
+    if not path.is_absolute() and ".." not in path.parts:
         for folder, origin in _distinct_folders(kind):
-            if (folder / file_name).is_file():
-                return Found(folder / file_name, origin)
+            file = folder / inside.parent / (inside.name.removesuffix(ending) + ending)
+            if file.is_file():
+                return Found(file, origin)
     known = [file.name for file in _all(kind, ending)]
     hint = did_you_mean(Path(name).name.removesuffix(ending), known)
     raise bad_input(name, f"there is no such {what}, neither a file nor the name of one", hint)
