@@ -301,13 +301,13 @@ MISTAKES = (
     Mistake(
         "a kind of model that is not tested",
         '[model.config]\nmodel_type = "gema3" # here',
-        ("model.config: model_type 'gema3' is not one of those that are tested", "did you mean 'gemma3'?"),
+        ("model.config.model_type: 'gema3' is not one of the kinds that are tested", "did you mean 'gemma3'?"),
         base="gemma3_debug",
     ),
     Mistake(
         "a size of a configuration that is none",
         '[model.config]\nvocab_size = "2048" # here',
-        ("model.config: vocab_size = '2048': must be a whole number",),
+        ("model.config.vocab_size: '2048' must be a whole number",),
         base="gemma3_debug",
     ),
     Mistake(

@@ -17,7 +17,9 @@ ONE, FIRST, SECOND = "model.safetensors", "model-00001-of-00002.safetensors", "m
 
 def write(file: Path, shapes: dict[str, list[int]]) -> None:
     """A file in the format of safetensors, without its data."""
-    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()})
+    header = json.dumps(
+        {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    )
     file.write_bytes(struct.pack("<Q", len(header)) + header.encode())
 
 

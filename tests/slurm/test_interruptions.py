@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.slurm.conftest import REPOSITORY, Cluster
+from titan_slurm.run.directory import RunDirectory
 
 # Long enough that whatever happens to a run happens in its middle.
 LONG = ("training.max_steps=400", "checkpointing.save_interval=1000", "requeue.crash_delay=1")
@@ -212,6 +213,20 @@ def test_preempted_during_start_up(cluster: Cluster, cancelled_at_the_end: list[
     assert attempt_verdicts(cluster, "early")[0] == "preempted"
 
 
+def test_a_job_with_a_dependency_preempted_twice_before_its_first_step(
+    cluster: Cluster, cancelled_at_the_end: list[str]
+) -> None:
+    cancelled_at_the_end.append("dependent")
+    first = cluster.run("sbatch", "--parsable", "--partition=low", "--output=/dev/null", "--wrap", "sleep 1").stdout
+    cluster.submit("dependent", *LONG, f"slurm.sbatch.dependency='afterok:{first.strip()}'", nodes=2)
+    for attempt in (1, 2):
+        cluster.wait("dependent", lambda _, attempt=attempt: _is_starting(cluster, "dependent", attempt))
+        preempt(cluster, seconds=1)
+    back(cluster, "dependent", attempts=3)
+    assert attempt_verdicts(cluster, "dependent")[:2] == ["preempted", "preempted"]
+    assert {line["attempt"] for line in cluster.metrics("dependent")} == {3}
+
+
 def test_a_node_that_an_administrator_takes_down(cluster: Cluster, cancelled_at_the_end: list[str]) -> None:
     cancelled_at_the_end.append("down")
     start(cluster, "down", "checkpointing.save_interval=2", steps=5)
@@ -353,6 +368,10 @@ def test_a_stopped_run_equals_one_that_was_left_alone(
     assert losses[0] == losses[1]
     last = [str(cluster.path(run) / "checkpoints" / "step-40") for run in (stopped, alone)]
     cluster.run(sys.executable, str(REPOSITORY / "tools" / "same_checkpoint.py"), *last)
+
+
+def _is_starting(cluster: Cluster, name: str, attempt: int) -> bool:
+    return len(RunDirectory(cluster.path(name)).attempts()) == attempt and bool(ranks_of(cluster, name))
 
 
 def _steps_of_attempt(cluster: Cluster, name: str, attempt: int) -> int:

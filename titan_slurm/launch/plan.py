@@ -19,7 +19,7 @@ from titan_slurm.recipe.mapping import (
     torchtitan_values,
 )
 from titan_slurm.recipe.model import TRANSFORMERS, llama_sizes, model_sizes
-from titan_slurm.recipe.resolve import ResolvedRecipe
+from titan_slurm.recipe.resolve import ResolvedRecipe, origin
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
 from titan_slurm.run.redact import holds_secret
@@ -101,7 +101,7 @@ def _transformers_config(resolved: ResolvedRecipe, problems: list[Problem]) -> d
     try:
         return hf_config.load(resolved.recipe.model.config or {})
     except hf_config.ConfigError as error:
-        problems.append(_problem(resolved, "model", "config", error.what, error.hint))
+        problems.append(_problem(resolved, "model", error.field, error.what, error.hint))
         return {}
 
 
@@ -216,5 +216,5 @@ def _secrets_in(values: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
 
 
 def _problem(resolved: ResolvedRecipe, section: str, field: str, what: str, hint: str = "") -> Problem:
-    origins = (value.origin for key, value in resolved.values.items() if key[:2] == (section, field))
-    return Problem(next(origins, str(resolved.found.path)), f"{section}.{field}: {what}", hint)
+    where = origin(resolved.values, (section, *field.split("."))) or str(resolved.found.path)
+    return Problem(where, f"{section}.{field}: {what}", hint)

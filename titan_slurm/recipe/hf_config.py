@@ -51,12 +51,13 @@ MODEL_TYPES = (*DEFAULTS, *_COMPOSITE)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used: what is wrong, and what would be right."""
+    """A configuration that cannot be used: what is wrong, what would be right, and the key at fault if it is one."""
 
-    def __init__(self, what: str, hint: str = "") -> None:
+    def __init__(self, what: str, hint: str = "", key: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.hint = hint
+        self.field = f"config.{key}" if key else "config"
 
 
 class NoConfigError(ConfigError):
@@ -73,7 +74,8 @@ def load(config: str | dict[str, Any]) -> dict[str, Any]:
     if kind not in MODEL_TYPES:
         if kind is None:
             raise ConfigError("has no model_type", f"one of {', '.join(MODEL_TYPES)}")
-        raise ConfigError(f"model_type {kind!r} is not one of those that are tested", did_you_mean(kind, MODEL_TYPES))
+        hint = did_you_mean(str(kind), MODEL_TYPES) or f"one of {', '.join(MODEL_TYPES)}"
+        raise ConfigError(f"{kind!r} is not one of the kinds that are tested", hint, "model_type")
     if kind in _COMPOSITE:
         # A composite without that part is a language model under the older name.
         contents = contents.get("text_config", contents) | {"model_type": _COMPOSITE[kind]}
@@ -123,13 +125,14 @@ def _check(contents: dict[str, Any]) -> None:
     for name in (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
         value = contents[name]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ConfigError(f"{name} = {value!r}: must be a whole number greater than 0")
+            raise ConfigError(f"{value!r} must be a whole number greater than 0", key=name)
     heads, kv_heads = contents["num_attention_heads"], contents["num_key_value_heads"] or 1
     if heads % kv_heads:
-        raise ConfigError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+        raise ConfigError(f"{kv_heads} does not divide num_attention_heads {heads}", key="num_key_value_heads")
     if contents["head_dim"] is None and contents["hidden_size"] % heads:
-        raise ConfigError(f"hidden_size {contents['hidden_size']} is no multiple of num_attention_heads {heads}")
+        raise ConfigError(f"{heads} does not divide hidden_size {contents['hidden_size']}", key="num_attention_heads")
     if contents.get("attention_dropout"):
-        raise ConfigError("attention_dropout must be 0: the attention that trains knows none")
+        raise ConfigError("must be 0: the attention that trains knows none", key="attention_dropout")
     if contents.get("use_bidirectional_attention"):
-        raise ConfigError("use_bidirectional_attention must be false: the model is trained to predict what follows")
+        what = "must be false: the model is trained to predict what follows"
+        raise ConfigError(what, key="use_bidirectional_attention")

@@ -140,6 +140,12 @@ def with_defaults(resolved: ResolvedRecipe) -> ResolvedRecipe:
     return replace(resolved, values=values)
 
 
+def origin(values: Mapping[Key, Value], key: Key) -> str | None:
+    """Where a field was set, or the nearest table around it within its section; None if it was set nowhere."""
+    tables = (key[:length] for length in range(len(key), 1, -1))
+    return next((value.origin for table in tables for at, value in values.items() if at[: len(table)] == table), None)
+
+
 def _with_bases(found: find.Found) -> list[toml.TomlFile]:
     """The recipe's file and what it extends, the farthest base first."""
     files: list[toml.TomlFile] = []
@@ -239,8 +245,8 @@ def _check(recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[
     """Everything that takes more than one field to see."""
 
     def problem(section: str, field: str, what: str, hint: str = "") -> None:
-        origins = (value.origin for key, value in merged.items() if key[:2] == (section, field))
-        problems.append(Problem(next(origins, str(path)), f"{section}.{field}: {what}", hint))
+        where = origin(merged, (section, *field.split("."))) or str(path)
+        problems.append(Problem(where, f"{section}.{field}: {what}", hint))
 
     _check_one_thing(recipe, problem)
     _check_model_name(recipe, problem)
@@ -334,7 +340,7 @@ def _check_transformers(recipe: Recipe, sizes: list[str], problem: Any) -> None:
     except hf_config.NoConfigError:
         return  # The plan, which is made where the run is to be, tells.
     except hf_config.ConfigError as error:
-        problem("model", "config", error.what, error.hint)
+        problem("model", error.field, error.what, error.hint)
         return
     if parallelism.pipeline_parallel > 1 and len(set(hf_config.layer_types(contents))) > 1:
         what = "not with layers of different attention: a stage would take its layers for the model's first ones"

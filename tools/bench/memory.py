@@ -258,9 +258,8 @@ def memory() -> dict[str, float]:
 
 def compare(results: dict[str, Any], *, as_json: bool) -> int:
     """Print predicted against measured."""
-    from titan_slurm.recipe.estimate import estimate
-
     from titan_slurm.cli import options
+    from titan_slurm.recipe.estimate import estimate
 
     rows = []
     for case in CASES:
