@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from titan_slurm.cluster.state import status
 from titan_slurm.run.directory import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,6 +30,8 @@ SMALL = (
     "training.global_batch_size=8",
     "checkpointing.save_interval=3",
 )
+# Where wandb is not what is tested: its own process takes as long to start as the training.
+NO_WANDB = "wandb.enabled=false"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,14 +74,19 @@ class Cluster:
         value: dict[str, Any] = json.loads(self.titan_slurm("status", name, "--json").stdout)
         return value
 
+    def _status(self, name: str) -> dict[str, Any]:
+        """The same without a process of its own: while a test waits, the ranks need the cores."""
+        with mock.patch.dict(os.environ, self.environment, clear=True):
+            return status(RunDirectory(self.path(name))).to_dict()
+
     def wait(self, name: str, until: Callable[[dict[str, Any]], bool], seconds: float = 240) -> dict[str, Any]:
         """The status of a run once it is as asked; fails with what the run said if it does not come to that."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            status = self.status(name)
+            status = self._status(name)
             if until(status):
                 return status
-            time.sleep(0.5)
+            time.sleep(0.3)
         logs = self.titan_slurm("logs", name, check=False).stdout[-3000:]
         pytest.fail(f"after {seconds} s: {status}\n{logs}")
 

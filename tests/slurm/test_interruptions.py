@@ -17,13 +17,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.slurm.conftest import REPOSITORY, Cluster
+from tests.slurm.conftest import NO_WANDB, REPOSITORY, Cluster
 from titan_slurm.run.directory import RunDirectory
 
 # Long enough that whatever happens to a run happens in its middle.
-LONG = ("training.max_steps=400", "checkpointing.save_interval=1000", "requeue.crash_delay=1")
+LONG = ("training.max_steps=400", "checkpointing.save_interval=1000", "requeue.crash_delay=1", NO_WANDB)
 # Short enough to be compared step by step, and with saves wherever it is stopped.
-FORTY = ("training.max_steps=40", "checkpointing.save_interval=3")
+FORTY = ("training.max_steps=40", "checkpointing.save_interval=3", NO_WANDB)
 
 
 def steps(cluster: Cluster, name: str) -> list[int]:
@@ -116,7 +116,7 @@ def test_scancel_ends_the_run(cluster: Cluster) -> None:
 def test_scancel_within_the_grace_time_ends_the_run(cluster: Cluster) -> None:
     # A run that has so much to do in one step that it is still there when the user changes their mind.
     cluster.submit(
-        "twice", *LONG, "training.seq_len=1024", "training.batch_size=8", "training.global_batch_size=64", nodes=2
+        "twice", *LONG, "training.seq_len=512", "training.batch_size=8", "training.global_batch_size=64", nodes=2
     )
     status = cluster.wait("twice", lambda status: status["step"] >= 1)
     high = preempt(cluster, seconds=1)
