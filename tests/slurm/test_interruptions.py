@@ -219,10 +219,17 @@ def test_a_job_with_a_dependency_preempted_twice_before_its_first_step(
     cancelled_at_the_end.append("dependent")
     first = cluster.run("sbatch", "--parsable", "--partition=low", "--output=/dev/null", "--wrap", "sleep 1").stdout
     cluster.submit("dependent", *LONG, f"slurm.sbatch.dependency='afterok:{first.strip()}'", nodes=2)
-    for attempt in (1, 2):
-        cluster.wait("dependent", lambda _, attempt=attempt: _is_starting(cluster, "dependent", attempt))
-        preempt(cluster, seconds=1)
-    back(cluster, "dependent", attempts=3)
+    # With grace time a rank that starts quickly would do its first step, save it, and leave.
+    cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
+    try:
+        for attempt in (1, 2):
+            cluster.wait("dependent", lambda _, attempt=attempt: _is_starting(cluster, "dependent", attempt))
+            for rank in ranks_of(cluster, "dependent"):
+                rank.suspend()
+            preempt(cluster, seconds=1)
+        back(cluster, "dependent", attempts=3)
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=30")
     assert attempt_verdicts(cluster, "dependent")[:2] == ["preempted", "preempted"]
     assert {line["attempt"] for line in cluster.metrics("dependent")} == {3}
 

@@ -23,7 +23,8 @@ SMALL = (
     "lr_schedule.total_steps=20",
     "requeue.enabled=false",
 )
-_NOT_OURS = ("TORCHTITAN_", "TITAN_SLURM_", "SLURM_", "WANDB_", "FORCE_COLOR")
+# torch itself puts where it compiles to into the environment of the tests.
+_NOT_OURS = ("TORCHTITAN_", "TITAN_SLURM_", "SLURM_", "WANDB_", "FORCE_COLOR", "TORCHINDUCTOR_", "TRITON_")
 
 
 class LocalRun:
@@ -65,9 +66,13 @@ class LocalRun:
     def start(self, *settings: str) -> None:
         """Submit it, or go on with it if it exists; `settings` hold from now on."""
         self.settings += settings
-        options = [word for setting in self.settings for word in ("--set", setting)]
-        resume = ["--resume"] if self.run.exists() else []
-        self.titan_slurm("submit", self.recipe, "--cluster", "local", "--name", self.run.name, *options, *resume)
+        self.submit(*(["--resume"] if self.run.exists() else []))
+
+    def submit(self, *options: str, code: int = 0) -> str:
+        """Submit it with its settings so far."""
+        settings = [word for setting in self.settings for word in ("--set", setting)]
+        place = ("--cluster", "local", "--name", self.run.name)
+        return self.titan_slurm("submit", self.recipe, *place, *settings, *options, code=code)
 
     def wait(self, seconds: float = 240) -> RunStatus:
         """Its status, once it has ended."""

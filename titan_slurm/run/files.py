@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+_TAIL_BYTES = 65536
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -83,19 +85,30 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def last_json_line(path: Path, having: str = "") -> dict[str, Any] | None:
     """The last whole line of a JSON-lines file, read from its end: the cost does not grow with the run. `having`: only
     a line with that field."""
+    return next((value for value in _objects(reversed(_tail(path))) if not having or having in value), None)
+
+
+def recent_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines among the last 64 KiB of a JSON-lines file, oldest first; each is parsed when it is asked for."""
+    return _objects(_tail(path))
+
+
+def _tail(path: Path) -> list[bytes]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 65536))
-            lines = file.read().splitlines()
+            file.seek(max(0, size - _TAIL_BYTES))
+            return file.read().splitlines()
     except FileNotFoundError:
-        return None
-    for line in reversed(lines):
+        return []
+
+
+def _objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
         with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
             value = json.loads(line)
-            if isinstance(value, dict) and (not having or having in value):
-                return value
-    return None
+            if isinstance(value, dict):
+                yield value
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from titan_slurm.run.files import last_json_line, read_json_lines
+from titan_slurm.run.files import last_json_line, read_json_lines, recent_json_lines
 
 
 def logged(path: Path) -> Iterator[dict[str, Any]]:
@@ -47,6 +47,12 @@ def validations(path: Path) -> list[dict[str, Any]]:
 def last(path: Path) -> dict[str, Any]:
     """The newest logged training step, or an empty dict; the cost does not grow with the run."""
     return last_json_line(path, having="loss") or {}
+
+
+def recent(path: Path, attempt: int) -> Iterator[dict[str, Any]]:
+    """The newest steps that an attempt has logged, oldest first: at least the last hundred or so, at a cost that does
+    not grow with the run."""
+    return (line for line in recent_json_lines(path) if "loss" in line and line["attempt"] == attempt)
 
 
 def highest_step(path: Path) -> int:
