@@ -4,26 +4,22 @@ Every test trains the debug model on two nodes with two ranks each, and looks at
 back or stayed away, and at the steps that were lost.
 """
 
-import functools
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.slurm.conftest import NO_WANDB, REPOSITORY, Cluster
+from tests.slurm.conftest import NO_WANDB, Cluster
 from titan_slurm.run.directory import RunDirectory
 
 # Long enough that whatever happens to a run happens in its middle.
 LONG = ("training.max_steps=400", "checkpointing.save_interval=1000", "requeue.crash_delay=1", NO_WANDB)
-# Short enough to be compared step by step, and with saves wherever it is stopped.
-FORTY = ("training.max_steps=40", "checkpointing.save_interval=3", NO_WANDB)
 
 
 def steps(cluster: Cluster, name: str) -> list[int]:
@@ -331,50 +327,6 @@ def test_a_run_that_cannot_reach_slurm_says_what_to_do_after_a_time_limit(
     status = cluster.wait_for_end("helpless")
     assert (status["state"], status["verdict"]) == ("failed", "time_limit")
     assert f"`scontrol requeue {status['job_id']}` brings the run back" in status["reason"]
-
-
-# Which ranks hold what, and the run that all of its kind are to equal: neither workers nor saves change a bit.
-LAYOUTS = {
-    "fsdp": (2, ()),
-    "pp": (1, ("parallelism.pipeline_parallel=2",)),
-    "tp": (1, ("parallelism.tensor_parallel=2",)),
-}
-
-
-@pytest.fixture(scope="module")
-def left_alone(cluster: Cluster) -> Callable[[str], str]:
-    """The name of a completed run with that layout which nothing has disturbed."""
-
-    @functools.cache
-    def run(layout: str) -> str:
-        nodes, settings = LAYOUTS[layout]
-        name = f"alone-{layout}"
-        cluster.submit(name, *FORTY, *settings, nodes=nodes)
-        assert cluster.wait_for_end(name)["state"] == "completed"
-        return name
-
-    return run
-
-
-@pytest.mark.parametrize(("workers", "async_mode"), [(0, "disabled"), (2, "async")])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_stopped_run_equals_one_that_was_left_alone(
-    cluster: Cluster, left_alone: Callable[[str], str], layout: str, workers: int, async_mode: str
-) -> None:
-    nodes, settings = LAYOUTS[layout]
-    stopped = f"stopped-{layout}-{workers}"
-    more = (f"data.num_workers={workers}", f"checkpointing.async_mode={async_mode}")
-    cluster.submit(stopped, *FORTY, *settings, *more, nodes=nodes)
-    status = cluster.wait(stopped, lambda status: status["step"] >= 4)
-    cluster.run("scancel", "--signal=USR2", status["job_id"])
-    # The one waits for Slurm to start it again while the other trains.
-    alone = left_alone(layout)
-    assert cluster.wait_for_end(stopped)["state"] == "completed"
-    assert len(cluster.verdicts(stopped)) == 2
-    losses = [[(line["step"], line["loss"]) for line in cluster.metrics(run)] for run in (stopped, alone)]
-    assert losses[0] == losses[1]
-    last = [str(cluster.path(run) / "checkpoints" / "step-40") for run in (stopped, alone)]
-    cluster.run(sys.executable, str(REPOSITORY / "tools" / "same_checkpoint.py"), *last)
 
 
 def _is_starting(cluster: Cluster, name: str, attempt: int) -> bool:
