@@ -22,6 +22,8 @@ SMALL = (
     "training.global_batch_size=4",
     "lr_schedule.total_steps=20",
     "requeue.enabled=false",
+    # Where it is not what is tested: it is a process of its own, on the ranks' cores.
+    "wandb.enabled=false",
 )
 # torch itself puts where it compiles to into the environment of the tests.
 _NOT_OURS = ("TORCHTITAN_", "TITAN_SLURM_", "SLURM_", "WANDB_", "FORCE_COLOR", "TORCHINDUCTOR_", "TRITON_")

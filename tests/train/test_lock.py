@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
     open_gate = make_gate(folder / "bin")
     # The folder of runs is in the checkout, and so is where the job starts: the worst place.
     settings = ("training.max_steps=4", "checkpointing.save_interval=2", "checkpointing.async_mode=async")
-    run = LocalRun(checkout / "mine", *settings, "wandb.mode=offline")
+    run = LocalRun(checkout / "mine", *settings, "wandb.enabled=true", "wandb.mode=offline")
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     run.environment = {**SECRETS, "PYTHONPATH": str(checkout), "PATH": path}
     run.start()

@@ -1,9 +1,9 @@
 """What is written of a logged step, with no training around it; tests/train/test_lock.py has that of a real one."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.train import data_helpers  # noqa: F401 (torchtitan on a CPU)
 from titan_slurm.run import metrics
@@ -19,11 +19,16 @@ STEP = {
 }
 
 
-def logger(folder: Path, attempt: int, *others: Any) -> _StepLogger:
+def logger(folder: Path, attempt: int, tensorboard: Path | None = None) -> _StepLogger:
     """The logger of two ranks in an attempt of the run in that folder."""
-    config = MetricsProcessor.Config(metrics_file=str(folder / "metrics.jsonl"), attempt=attempt, tokens_per_step=8)
-    made = _StepLogger(None, config, world_size=2)
-    made.others = list(others)
+    config = MetricsProcessor.Config(
+        metrics_file=str(folder / "metrics.jsonl"),
+        attempt=attempt,
+        tokens_per_step=8,
+        enable_tensorboard=tensorboard is not None,
+        tensorboard_folder=str(tensorboard or ""),
+    )
+    made = _StepLogger(config, world_size=2)
     made.times = {"step_seconds": 0.5, "data_seconds": 0.1}
     return made
 
@@ -62,19 +67,31 @@ def test_a_validation_has_a_line_of_its_own(tmp_path: Path) -> None:
     assert (line["step"], line["attempt"], line["validation_loss"]) == (3, 1, 4.5)
 
 
+def test_what_else_torchtitan_logs_is_kept_under_its_names(tmp_path: Path) -> None:
+    logger(tmp_path, 1).log({**STEP, "experts/imbalance": 2.0}, 3)
+    [line] = metrics.logged(tmp_path / "metrics.jsonl")
+    assert line["more"] == {"throughput(tps)": 100.0, "lr/group_0": 0.1, "experts/imbalance": 2.0}
+
+
+def test_tensorboard_has_one_curve_over_all_attempts(tmp_path: Path) -> None:
+    for attempt, steps in ((1, range(1, 6)), (2, range(4, 8))):
+        one = logger(tmp_path, attempt, tmp_path / "tensorboard")
+        for step in steps:
+            one.log({**STEP, "loss_metrics/global_avg_loss": float(attempt)}, step)
+        # The first is killed, and has nothing left to write.
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    curve = [(each.step, each.value) for each in read.Scalars("loss_metrics/global_avg_loss")]
+    assert curve == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0), (7, 2.0)]
+
+
 def test_a_file_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
-    class Other:
-        """A logger that only remembers."""
-
-        seen: list[int]
-
-        def log(self, _: dict[str, Any], step: int) -> None:
-            self.seen.append(step)
-
-    other = Other()
-    other.seen = []
-    logger(tmp_path / "gone", 1, other).log(STEP, 3)
-    assert other.seen == [3]
+    (tmp_path / "file").touch()
+    one = logger(tmp_path / "gone", 1, tmp_path / "file" / "tensorboard")
+    for step in (3, 4):
+        one.log(STEP, step)
+    one.close()
+    assert one.last["step"] == 4
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ A line of a training step has
     memory_active_gib, memory_reserved_gib, alloc_retries
                                    the most since the line before; only on a GPU
     ranks                          how far apart the ranks were, up to the line before; see titan_slurm.train.spread
+    more                           what else torchtitan logs, under its own names
 
-and a line of a validation `step`, `time`, `attempt` and `validation_loss`.
+and a line of a validation `step`, `time`, `attempt`, `validation_loss` and `more`.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from titan_slurm.run.files import last_json_line, read_json_lines, recent_json_lines
+
+# What these fields are called by torchtitan, and so in TensorBoard and wandb.
+TORCHTITANS_NAMES = {
+    "loss": "loss_metrics/global_avg_loss",
+    "max_loss": "loss_metrics/global_max_loss",
+    "grad_norm": "grad_norm",
+    "mfu": "mfu(%)",
+    "memory_active_gib": "memory/max_active(GiB)",
+    "memory_reserved_gib": "memory/max_reserved(GiB)",
+    "alloc_retries": "memory/num_alloc_retries",
+    "validation_loss": "validation_metrics/loss",
+}
 
 
 def logged(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,12 +23,10 @@ from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection, device_type
 
 from titan_slurm.run import checkpoints, events
-from titan_slurm.run.checkpoints import NoUsableCheckpointError
 from titan_slurm.run.events import NO_EVENTS, EventLog
+from titan_slurm.train import committed
 from titan_slurm.train.agreement import agreement
 from titan_slurm.train.checkpoint_writer import CheckpointSaveError, CommittingWriter
-
-T = TypeVar("T")
 
 # The run's watchdog ends what hangs.
 _PATIENCE = timedelta(days=7)
@@ -122,7 +120,7 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
             return False
         began = time.monotonic()
         self.finish()
-        if _from_rank_0(lambda: self._is_saved(curr_step)):
+        if committed.is_saved(Path(self.folder), curr_step):
             logger.info(f"Step {curr_step} is saved already.")
             return False
         self._save_began, self._step_in_flight = began, curr_step
@@ -152,18 +150,9 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
         seconds = time.monotonic() - self._save_began
         self.events.add(events.SAVE_STAGED, step=self._step_in_flight, seconds=seconds, seconds_blocked=self._blocked)
 
-    def _is_saved(self, step: int) -> bool:
-        """Whether a step is committed; what else may be in its folder's place is moved out of the way."""
-        path = checkpoints.step_folder(Path(self.folder), step)
-        if (path / checkpoints.COMMIT_FILE).exists():
-            return True
-        if path.exists():
-            self._set_aside(path, checkpoints.PARTIAL, ["a save that was never committed"])
-        return False
-
     def _committed(self, step: int) -> None:
         """What follows a commit, on rank 0; runs in the saver's thread for a save in the background."""
-        if not _is_rank_0():
+        if not committed.is_rank_0():
             return
         try:
             line = checkpoints.record_commit(Path(self.folder), step, seconds_blocked=self._blocked)
@@ -200,7 +189,7 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
         path = checkpoints.step_folder(Path(self.folder), self._step_in_flight)
         if isinstance(error, CheckpointException):
             # All ranks have left the save: this is what they agreed on. Any other error may be of one rank only.
-            if _is_rank_0() and not (path / checkpoints.COMMIT_FILE).exists():
+            if committed.is_rank_0() and not (path / checkpoints.COMMIT_FILE).exists():
                 shutil.rmtree(path, ignore_errors=True)
             error = next(iter(error.failures.values()))[0]
         said = str(error) if isinstance(error, CheckpointSaveError) else f"{type(error).__name__}: {error}"
@@ -210,77 +199,16 @@ class CheckpointManager(torchtitan_checkpoint.CheckpointManager):
     def _load(self, step: int = -1) -> bool:
         began = time.monotonic()
         if step == -1:
-            step = self._choose()
+            step = committed.choose(Path(self.folder))
         if step == -1 and self.initial_load_path:
-            self._check_initial(Path(self.initial_load_path))
+            committed.check_start(Path(self.initial_load_path))
         loaded = bool(super()._load(step))
         self.events.add(events.CHECKPOINT_LOADED, step=max(step, 0), seconds=time.monotonic() - began)
         return loaded
 
     def _find_load_step(self, folder: str = "") -> int:  # noqa: ARG002 (torchtitan's signature)
-        # Asked only where `_choose` has found nothing to go on from.
+        # Asked only where `committed.choose` has found nothing to go on from.
         return -1
-
-    def _choose(self) -> int:
-        """The step to go on from; -1 for a run that never had a checkpoint. Raises NoUsableCheckpointError."""
-        folder = Path(self.folder)
-        candidates = _from_rank_0(lambda: [each.step for each in checkpoints.committed(folder)])
-        bad: dict[int, list[str]] = {}
-        chosen = -1
-        for step in candidates:
-            problems = _verify_together(checkpoints.step_folder(folder, step))
-            if not problems:
-                chosen = step
-                break
-            bad[step] = problems
-        if chosen == -1 and (candidates or _from_rank_0(lambda: bool(checkpoints.commits(folder)))):
-            # All stays as it is: what is missing may be put back, or a file system may become readable again.
-            raise _from_rank_0(lambda: _nothing_usable(folder, bad))
-        if _is_rank_0():
-            for step, problems in bad.items():
-                self._set_aside(checkpoints.step_folder(folder, step), checkpoints.BAD, problems)
-            for each in checkpoints.list_checkpoints(folder):
-                if each.state == checkpoints.UNCOMMITTED:
-                    self._set_aside(each.path, checkpoints.PARTIAL, ["a save that was never committed"])
-            if chosen != -1:
-                logger.info(f"The checkpoint of step {chosen} verifies; going on from it.")
-        # Nobody saves or loads while rank 0 renames.
-        return agreement().from_rank_0(chosen)
-
-    def _check_initial(self, path: Path) -> None:
-        """Verify another run's checkpoint, if it is one of ours. Raises NoUsableCheckpointError."""
-        is_ours = _from_rank_0(lambda: (path / checkpoints.COMMIT_FILE).exists())
-        if is_ours and (problems := _verify_together(path)):
-            raise NoUsableCheckpointError(f"{path} cannot be started from: {'; '.join(problems)}")
-
-    def _set_aside(self, path: Path, kind: str, problems: list[str]) -> None:
-        aside = checkpoints.set_aside(path, kind, problems)
-        logger.error(f"Checkpoint {path} is set aside as {aside.name}:")
-        for problem in problems:
-            logger.error(f"  {problem}")
-
-
-def _verify_together(path: Path) -> list[str]:
-    """What is wrong with a checkpoint; each rank reads its part of the files, and all ranks know the answer."""
-    record = _from_rank_0(lambda: checkpoints.read_commit_or_problem(path))
-    if isinstance(record, str):
-        return [record]
-    by_size = sorted(record.files, key=lambda name: (record.files[name].size, name))
-    problems = checkpoints.problems_with(path, record, by_size[dist.get_rank() :: dist.get_world_size()])
-    return sorted(line for lines in agreement().gather(problems) for line in lines)
-
-
-def _nothing_usable(folder: Path, bad: dict[int, list[str]]) -> NoUsableCheckpointError:
-    steps = [f"step {step}: {', '.join(problems)}" for step, problems in bad.items()]
-    steps += [
-        f"step {each.step}: never committed"
-        for each in checkpoints.list_checkpoints(folder)
-        if each.state == checkpoints.UNCOMMITTED
-    ]
-    return NoUsableCheckpointError(
-        f"no usable checkpoint in {folder} ({'; '.join(steps) or 'all are gone'}); nothing was started from step 0; "
-        f"restore one, or remove the folder to begin again"
-    )
 
 
 def _then(future: Future[Any], action: Callable[[], None]) -> Future[Any]:
@@ -298,12 +226,3 @@ def _then(future: Future[Any], action: Callable[[], None]) -> Future[Any]:
 
     future.add_done_callback(run)
     return chained
-
-
-def _from_rank_0(make: Callable[[], T]) -> T:
-    """What rank 0 makes of it, on every rank: only one looks at the folder, and the others see what it saw."""
-    return agreement().from_rank_0(make() if _is_rank_0() else None)
-
-
-def _is_rank_0() -> bool:
-    return bool(dist.get_rank() == 0)

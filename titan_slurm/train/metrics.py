@@ -2,6 +2,8 @@
 shown lives with `status` and `logs`."""
 
 import contextlib
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ import torchtitan.components.metrics as torchtitan_metrics
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import device_type, get_peak_flops
 
+from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.files import append_json_line
-from titan_slurm.run.metrics import highest_step
+from titan_slurm.run.metrics import TORCHTITANS_NAMES, highest_step
 from titan_slurm.train.spread import OptimizerTimes, Spread
 
 # What torchtitan's memory monitor and peak-FLOPS table say of a CPU is nonsense.
@@ -24,7 +27,8 @@ _UNKNOWN_PEAK = 312e12
 
 
 class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
-    """torchtitan's metrics, with `metrics.jsonl` beside TensorBoard and wandb."""
+    """torchtitan's metrics, with `metrics.jsonl` beside TensorBoard. What is sent to wandb is read from that file, by a
+    process of its own: see titan_slurm.train.wandb_courier."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(torchtitan_metrics.MetricsProcessor.Config):
@@ -36,6 +40,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         """Of the whole run; torchtitan's own count goes wrong when the number of ranks changes."""
         optimizer_on_host: bool = False
         """Whether the optimizer computes on the CPU."""
+        tensorboard_folder: str = ""
+        """The run's; one for all its attempts."""
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -77,13 +83,16 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         return {name: total / steps for name, total in totals.items()}
 
     def _build_metric_logger(self, **kwargs: Any) -> Any:
-        others = super()._build_metric_logger(**kwargs)
+        config = kwargs["config"]
+        # Those of torchtitan would begin a new curve with every attempt, and wandb's would be in this process.
+        own = dataclasses.replace(config, enable_wandb=False, enable_tensorboard=False)
+        others = super()._build_metric_logger(**kwargs | {"config": own})
         parallel_dims = kwargs["parallel_dims"]
         rank = torchtitan_metrics._get_metrics_rank(parallel_dims=parallel_dims, pp_schedule=kwargs["pp_schedule"])
         if torch.distributed.get_rank() != rank:
             return others
-        config = kwargs["config"]
-        return _StepLogger(others, config, parallel_dims.world_size)
+        Attempt(Path(kwargs["dump_folder"])).set_configuration(_plain(kwargs["config_dict"]))
+        return _StepLogger(config, parallel_dims.world_size)
 
     def log(self, step: int, *args: Any, **kwargs: Any) -> None:
         """Called by torchtitan on every rank at a logged step, when the device has come to its end."""
@@ -129,11 +138,31 @@ def _torchtitans_own_line(*, hidden: bool) -> Iterator[None]:
         logger.disabled = False
 
 
-class _StepLogger(torchtitan_metrics.BaseLogger):
-    """Writes a step to `metrics.jsonl`, then to the loggers that torchtitan built (wandb, TensorBoard)."""
+class _TensorBoard:
+    """One curve over all attempts, in one folder."""
 
-    def __init__(self, others: Any, config: MetricsProcessor.Config, world_size: int) -> None:
-        self.others: list[Any] = list(getattr(others, "_loggers", []))
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        if self._writer is None:
+            # From its first step on an attempt takes the place of those before it, which may have come further.
+            self._writer = torchtitan_metrics.SummaryWriter(self._folder, purge_step=step)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        # A step that is still in memory when the rank is killed is in no curve.
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _StepLogger(torchtitan_metrics.BaseLogger):
+    """Writes a step to `metrics.jsonl`, then to TensorBoard where the recipe asks for it."""
+
+    def __init__(self, config: MetricsProcessor.Config, world_size: int) -> None:
         self.config = config
         self.world_size = world_size
         self.last: dict[str, Any] = {}
@@ -141,6 +170,7 @@ class _StepLogger(torchtitan_metrics.BaseLogger):
         self.apart: dict[str, Any] | None = None
         self._file = Path(config.metrics_file)
         self._reached_before = highest_step(self._file)
+        self._board = _TensorBoard(config.tensorboard_folder) if config.enable_tensorboard else None
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         if device_type == "cpu":
@@ -149,21 +179,20 @@ class _StepLogger(torchtitan_metrics.BaseLogger):
             self.last = self._training(metrics, step)
             self._append(self.last)
         elif "validation_metrics/loss" in metrics:
-            self._append(self._any(step) | {"validation_loss": metrics["validation_metrics/loss"]})
-        self._each("log", metrics, step)
+            self._append(self._any(step) | _same(metrics) | {"more": _rest(metrics)})
+        self._on_board("log", metrics, step)
 
     def close(self) -> None:
-        self._each("close")
+        self._on_board("close")
 
-    def _each(self, method: str, *arguments: Any) -> None:
-        """Call the other loggers. One that fails is left out from then on: wandb's own process gets the SIGTERM of a
-        preemption too, and dies of it while the ranks have yet to save."""
-        for other in list(self.others):
-            try:
-                getattr(other, method)(*arguments)
-            except Exception as error:
-                logger.warning(f"{type(other).__name__} is gone ({type(error).__name__}: {error}); going on without it")
-                self.others.remove(other)
+    def _on_board(self, method: str, *arguments: Any) -> None:
+        """TensorBoard's writer raises in the end where its disk is full, and is left out from then on."""
+        try:
+            if self._board:
+                getattr(self._board, method)(*arguments)
+        except Exception as error:
+            logger.warning(f"TensorBoard is gone ({type(error).__name__}: {error}); going on without it")
+            self._board = None
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
@@ -179,9 +208,7 @@ class _StepLogger(torchtitan_metrics.BaseLogger):
         rates = [value for name, value in metrics.items() if name.startswith("lr")]
         line = self._any(step) | {
             "replayed": step <= self._reached_before,
-            "loss": metrics["loss_metrics/global_avg_loss"],
-            "max_loss": metrics["loss_metrics/global_max_loss"],
-            "grad_norm": metrics["grad_norm"],
+            **_same(metrics),
             "lr": rates[0] if rates else None,
             # torchtitan counts per device; a run has one speed.
             "tokens_per_second": metrics["throughput(tps)"] * self.world_size,
@@ -189,11 +216,21 @@ class _StepLogger(torchtitan_metrics.BaseLogger):
             "step_seconds": self.times["step_seconds"],
             "data_seconds": self.times["data_seconds"],
         }
-        on_gpu = {
-            "mfu": metrics.get("mfu(%)"),
-            "memory_active_gib": metrics.get("memory/max_active(GiB)"),
-            "memory_reserved_gib": metrics.get("memory/max_reserved(GiB)"),
-            "alloc_retries": metrics.get("memory/num_alloc_retries"),
-        }
-        line |= {name: value for name, value in on_gpu.items() if value is not None}
-        return line | ({"ranks": self.apart} if self.apart else {})
+        return line | ({"ranks": self.apart} if self.apart else {}) | {"more": _rest(metrics)}
+
+
+def _plain(configuration: dict[str, Any]) -> dict[str, Any]:
+    """torchtitan's configuration without what JSON cannot hold, such as functions."""
+    plain: dict[str, Any] = json.loads(json.dumps(configuration, default=repr))
+    return plain
+
+
+def _same(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What has a name of its own in `metrics.jsonl`, by that."""
+    return {name: metrics[other] for name, other in TORCHTITANS_NAMES.items() if metrics.get(other) is not None}
+
+
+def _rest(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What has none."""
+    named = set(TORCHTITANS_NAMES.values())
+    return {name: value for name, value in metrics.items() if name not in named}

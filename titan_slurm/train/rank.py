@@ -4,6 +4,7 @@ Nothing heavy is imported before `live` runs: torch reads the environment when i
 environment and signal mask have to be right first.
 """
 
+import importlib
 import multiprocessing
 import os
 import platform
@@ -11,17 +12,19 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from titan_slurm.run import events
 from titan_slurm.run.attempt import ATTEMPT_VARIABLE, Attempt
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
 from titan_slurm.run.verdict import STOPPED_EXIT_CODE
+from titan_slurm.train import wandb_courier
 from titan_slurm.train.stop import StopRequest, block_signals
+from titan_slurm.train.wandb_courier import Courier
 
 if TYPE_CHECKING:
-    from titan_slurm.train.trainer import Trainer
+    from titan_slurm.train.watchdog import Watchdog
 
 # What the launcher calls rank, local rank and number of ranks.
 _LAUNCHERS = (
@@ -37,65 +40,67 @@ def live(run_path: str) -> None:
     with STOPPED_EXIT_CODE where the ranks stopped because they were asked to; an error is raised again.
     """
     block_signals()
-    _Rank(RunDirectory(Path(run_path)), Attempt(Path(os.environ[ATTEMPT_VARIABLE]))).live()
+    Rank(RunDirectory(Path(run_path)), Attempt(Path(os.environ[ATTEMPT_VARIABLE]))).live()
 
 
-class _Rank:
+class Training(Protocol):
+    """What a rank knows of what it trains."""
+
+    step: int
+    """Of the run, so far."""
+    last_step: int | None
+    """The last one that ended in this attempt."""
+    stopped: bool
+    """The ranks leave because they were asked to."""
+
+
+class Rank:
+    """A rank that trains by torchtitan's loop; another kind has its own `train`."""
+
     def __init__(self, run: RunDirectory, attempt: Attempt) -> None:
         self.run = run
         self.attempt = attempt
-        self.trainer: Trainer | None = None
-        self.rank, self.world_size = _enter_distributed_environment()
+        self.training: Training | None = None
+        self.courier: Courier | None = None
+        self.rank, self.world_size = enter_distributed_environment()
         self.events = attempt.events(events.RANK_0) if self.rank == 0 else events.NO_EVENTS
         self.events.add(events.RANK_STARTED)
-        self.stop = StopRequest(attempt, self.rank, lambda: self.trainer.step if self.trainer else 0)
+        self.stop = StopRequest(attempt, self.rank, lambda: self.training.step if self.training else 0)
 
     def live(self) -> None:
+        """From here to the end of the process."""
         try:
             plan = self.run.plan()
             if self.world_size != plan.layout.world_size:
                 raise RuntimeError(f"the plan is for {plan.layout.world_size} ranks, {self.world_size} were started")
-            _set_environment(plan, self.run)
+            _set_environment(plan)
+            # Beside the imports: it takes longer to start than it has time for later.
+            mode = wandb_courier.mode(plan)
+            if self.rank == plan.metrics_rank and mode != wandb_courier.DISABLED:
+                self.courier = Courier(self.run, self.attempt, mode)
             _keep_compiled(plan, self.run)
-            self._train(plan)
+            self.train(plan)
         except BaseException as error:
             line = f"{type(error).__name__}: {error}".splitlines()[0]
-            step = self.trainer.last_step if self.trainer else None
+            step = self.training.last_step if self.training else None
             self.attempt.report_error(self.rank, line, traceback.format_exc(), step=step)
             raise
         finally:
             # Python would end them by SIGTERM, which they do not hear either, and then wait for them for ever.
             for child in multiprocessing.active_children():
                 child.kill()
-        if self.trainer and self.trainer.stopped:
+        if self.training and self.training.stopped:
             sys.exit(STOPPED_EXIT_CODE)
 
-    def _train(self, plan: Plan) -> None:
-        if plan.device == "cpu":
-            from titan_slurm.train import cpu
-
-            cpu.install()
-        elif not _cuda_is_available():
-            raise RuntimeError("the plan asks for GPUs, but torch finds none; a CPU run needs slurm.gpus_per_node = 0")
+    def train(self, plan: Plan) -> None:
+        """All that the plan asks for."""
+        watchdog = self.meet(plan, "titan_slurm.train.trainer")
 
         import torch.distributed
-        from torchtitan.tools.logging import init_logger
 
-        from titan_slurm.train import data, provenance, rendezvous
         from titan_slurm.train.trainer import build_trainer
-        from titan_slurm.train.watchdog import Watchdog
 
-        init_logger()
-        self.events.add(events.IMPORTS_DONE)
-        store = rendezvous.meet(self.attempt, self.rank, self.world_size)
-        self.events.add(events.RENDEZVOUS)
-        provenance.check(self.run, self.attempt, plan, store, self.rank, self.world_size)
-        rendezvous.once(store, "assets", self.rank, lambda: data.prepare_assets(self.run, plan))
-        if self.rank == 0:
-            provenance.check_assets(self.run, plan)
-        self.events.add(events.DATA_READY)
-        watchdog = Watchdog(self.attempt, self.rank, plan.requeue["hang_timeout"])
-        self.trainer = trainer = build_trainer(plan, self.run, self.attempt)
+        self.training = trainer = build_trainer(plan, self.run, self.attempt)
         self.events.add(events.MODEL_BUILT)
         trainer.attend(self.attempt, self.stop, watchdog, self.events)
         try:
@@ -105,16 +110,53 @@ class _Rank:
             if plan.export_to_hf and not trainer.stopped:
                 with watchdog.patience():
                     trainer.export(self.run, plan)
-            watchdog.close()
-            torch.distributed.barrier()
-            if self.rank == 0 and not trainer.stopped:
-                self.attempt.finish(trainer.step)
+            self.part(trainer, watchdog)
         finally:
             trainer.close()
         torch.distributed.destroy_process_group()
 
+    def meet(self, plan: Plan, trains: str) -> "Watchdog":
+        """Import the module that `trains`, find the other ranks, and have the run's data ready. Returns the watchdog, at
+        work."""
+        if plan.device == "cpu":
+            from titan_slurm.train import cpu
 
-def _enter_distributed_environment() -> tuple[int, int]:
+            cpu.install()
+        elif not _cuda_is_available():
+            raise RuntimeError("the plan asks for GPUs, but torch finds none; a CPU run needs slurm.gpus_per_node = 0")
+
+        from torchtitan.tools.logging import init_logger
+
+        from titan_slurm.train import data, provenance, rendezvous
+        from titan_slurm.train.watchdog import Watchdog
+
+        importlib.import_module(trains)
+        init_logger()
+        self.events.add(events.IMPORTS_DONE)
+        store = rendezvous.meet(self.attempt, self.rank, self.world_size)
+        self.events.add(events.RENDEZVOUS)
+        provenance.check(self.run, self.attempt, plan, store, self.rank, self.world_size)
+        rendezvous.once(store, "assets", self.rank, lambda: data.prepare_assets(self.run, plan))
+        if self.rank == 0:
+            provenance.check_assets(self.run, plan)
+        self.events.add(events.DATA_READY)
+        return Watchdog(self.attempt, self.rank, plan.requeue["hang_timeout"])
+
+    def part(self, training: Training, watchdog: "Watchdog") -> None:
+        """All is trained, or saved before leaving: tell wandb and the others. Collective."""
+        import torch.distributed
+
+        watchdog.close()
+        # While the others wait: srun ends a rank that is still here when another one has left.
+        if self.courier:
+            left = self.stop.seconds_left() if training.stopped else None
+            self.courier.finish(stopped=training.stopped, seconds_left=left)
+        torch.distributed.barrier()
+        if self.rank == 0 and not training.stopped:
+            self.attempt.finish(training.step)
+
+
+def enter_distributed_environment() -> tuple[int, int]:
     """Set RANK, LOCAL_RANK and WORLD_SIZE as torch expects them. Returns rank and world size."""
     for names in _LAUNCHERS:
         if all(name in os.environ for name in names):
@@ -124,32 +166,13 @@ def _enter_distributed_environment() -> tuple[int, int]:
     raise RuntimeError("neither Slurm nor the local launcher says which rank this is")
 
 
-def _set_environment(plan: Plan, run: RunDirectory) -> None:
-    wandb = plan.wandb
+def _set_environment(plan: Plan) -> None:
     os.environ.update(
         # Only the rank that logs the loss needs torchtitan's own warning about it; every rank has a log file here.
         LOG_RANK=",".join(map(str, range(plan.layout.world_size))),
         # The data comes from local files or is streamed; whoever wants the hub's tokenizer names a folder.
         TOKENIZERS_PARALLELISM="false",
-        WANDB_RUN_ID=plan.run_id,
-        WANDB_RESUME="allow",
-        WANDB_RUN_NAME=plan.name,
-        WANDB_PROJECT=wandb["project"],
-        WANDB_MODE=wandb["mode"] if wandb["mode"] != "auto" else _wandb_mode(),
-        # wandb's own files in the user's home would be written by every node at once.
-        WANDB_DATA_DIR=str(run.path / "wandb" / "data"),
-        WANDB_CACHE_DIR=str(run.path / "wandb" / "cache"),
-        # wandb prints to the log of one rank; its banner is for terminals.
-        WANDB_SILENT="true",
     )
-    for name, value in (
-        ("WANDB_TEAM", wandb["entity"]),
-        ("WANDB_RUN_GROUP", wandb["group"]),
-        # Not WANDB_RUN_TAGS: torchtitan hands its text to wandb as it is, and wandb takes each letter for a tag.
-        ("WANDB_TAGS", ",".join(wandb["tags"])),
-    ):
-        if value:
-            os.environ[name] = value
 
 
 def _keep_compiled(plan: Plan, run: RunDirectory) -> None:
@@ -166,17 +189,6 @@ def _kind_of_machine() -> str:
     about = [file.read_text() for file in Path("/proc/driver/nvidia/gpus").glob("*/information")]
     models = {found[1] for text in about if (found := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))}
     return re.sub(r"[^A-Za-z0-9]+", "-", min(models)) if models else platform.machine()
-
-
-def _wandb_mode() -> str:
-    """`online` where a key is at hand, `offline` where there is none: a batch job cannot ask for it."""
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or (
-        netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
-    )
-    return "online" if has_key else "offline"
 
 
 def _cuda_is_available() -> bool:

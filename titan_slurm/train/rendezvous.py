@@ -2,7 +2,6 @@
 the address in the attempt's folder. No port is guessed, so two jobs on a node cannot choose the same one."""
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
+from titan_slurm.run import hosts
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.attempt import host as host_of_rank
 from titan_slurm.run.files import read_json, write_json
@@ -60,8 +60,7 @@ def once(store: TCPStore, name: str, rank: int, action: Callable[[], None]) -> N
 
 
 def _own_names() -> list[str]:
-    names = (os.environ.get("SLURMD_NODENAME"), socket.gethostname(), "localhost" if _alone() else None)
-    return [name for name in dict.fromkeys(names) if name]
+    return [*hosts.own_names(), *(["localhost"] if _alone() else [])]
 
 
 def _alone() -> bool:
@@ -69,14 +68,10 @@ def _alone() -> bool:
 
 
 def _resolvable(names: list[str]) -> str:
-    """The first of rank 0's names that this node can resolve: Slurm's name of a node need not be in the DNS."""
-    for name in names:
-        try:
-            socket.getaddrinfo(name, None)
-        except OSError:
-            continue
-        return name
-    raise RuntimeError(f"this node can resolve none of the names of rank 0's node: {', '.join(names)}")
+    name = hosts.resolvable(names)
+    if name is None:
+        raise RuntimeError(f"this node can resolve none of the names of rank 0's node: {', '.join(names)}")
+    return name
 
 
 def _wait_for(file: Path) -> dict[str, Any]:

@@ -15,11 +15,10 @@ from torchtitan.tools.logging import logger
 
 from titan_slurm.run import events
 from titan_slurm.run.attempt import Attempt
-from titan_slurm.run.checkpoints import expected_save_seconds
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.events import NO_EVENTS, EventLog
 from titan_slurm.run.plan import Plan
-from titan_slurm.train import cpu
+from titan_slurm.train import committed, cpu
 from titan_slurm.train.agreement import PendingAnswer, agreement
 from titan_slurm.train.config import trainer_config
 from titan_slurm.train.data import tokenizer_folder
@@ -31,9 +30,6 @@ from titan_slurm.train.stop import StopRequest
 from titan_slurm.train.watchdog import Watchdog
 
 T = TypeVar("T")
-
-# A save takes as long as the ones before it, or a little longer.
-_SAVE_MARGIN = 1.5
 
 
 class Trainer(torchtitan.trainer.Trainer):
@@ -142,11 +138,7 @@ class Trainer(torchtitan.trainer.Trainer):
         with self._watchdog.patience():
             if not self.checkpointer.finish(agreement().from_rank_0(self._stop.seconds_left())):
                 return "an earlier save is still under way"
-        left = agreement().from_rank_0(self._stop.seconds_left())
-        takes = agreement().from_rank_0(expected_save_seconds(Path(self.checkpointer.folder)))
-        if left is None or takes is None or takes * _SAVE_MARGIN < left:
-            return ""
-        return f"a save takes {takes:.0f} s, and {left:.0f} s are left"
+        return committed.why_not_save(Path(self.checkpointer.folder), self._stop)
 
 
 def _patiently(watchdog: Watchdog, function: Callable[..., T]) -> Callable[..., T]:
@@ -163,6 +155,7 @@ def build_trainer(plan: Plan, run: RunDirectory, attempt: Attempt) -> Trainer:
     """The trainer for a plan, built and ready to `train()`. Raises what torchtitan raises for a bad configuration."""
     config = trainer_config(Trainer.Config, plan, run, attempt)
     config.metrics.metrics_file = str(run.metrics_file)
+    config.metrics.tensorboard_folder = str(run.tensorboard_folder)
     config.metrics.attempt = attempt.number
     config.metrics.optimizer_on_host = plan.device == "cpu" or config.training.enable_cpu_offload
     config.metrics.tokens_per_step = plan.layout.global_batch_size * int(plan.torchtitan["training.seq_len"])
