@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from titan_slurm.run.files import (
     append_json_line,
     last_json_line,
+    locked,
     read_json,
     read_json_lines,
     write_atomic,
@@ -119,3 +122,25 @@ def test_lines_of_many_writers_stay_whole(tmp_path: Path) -> None:
     assert len(lines) == 200
     for writer in "0123":
         assert [line["number"] for line in lines if line["writer"] == writer] == list(range(50))
+
+
+def test_a_lock_is_that_of_the_folder_which_has_the_name(tmp_path: Path) -> None:
+    folder, same = tmp_path / "run", []
+
+    def wait() -> None:
+        with locked(folder / ".lock") as descriptor:
+            same.append(os.path.samestat(os.fstat(descriptor), (folder / ".lock").stat()))
+
+    folder.mkdir()
+    waiting = threading.Thread(target=wait)
+    with locked(folder / ".lock"):
+        with pytest.raises(BlockingIOError), locked(folder / ".lock", patience_s=0.0):
+            pass
+        waiting.start()
+        folder.rename(tmp_path / "taken-away")
+        folder.mkdir()
+    waiting.join()
+    assert same == [True]
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError), locked(folder / ".lock"):
+        pass

@@ -3,12 +3,16 @@
 import contextlib
 import os
 import signal
+import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 # Ranks may be in the middle of something; whoever has not left by then is killed.
 _GRACE_S = 2.0
+# What submitit's controller has each rank's process run.
+_RANK = "submitit.core._submit"
 
 
 def gpu_count() -> int:
@@ -28,6 +32,38 @@ def is_alive(process_id: int, process_started: float) -> bool:
         # The kernel counts in ticks of 10 ms.
         return abs(process.create_time() - process_started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def elsewhere(job: dict[str, Any]) -> str | None:
+    """The machine of a job, if it is another: its processes cannot be seen from here."""
+    host: str | None = job.get("host")
+    return host if host != socket.gethostname() else None
+
+
+def find(script: Path) -> tuple[int, float] | None:
+    """The process of the job with that script, and when it started; None if there is none."""
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if process.info["cmdline"] == ["bash", str(script)] and os.getpgid(process.pid) == process.pid:
+                return process.pid, process.create_time()
+    return None
+
+
+def signal_ranks(process_id: int, process_started: float, asking: signal.Signals) -> bool:
+    """Send the job's ranks a signal. Returns whether there was one that could get it."""
+    if not is_alive(process_id, process_started):
+        return False
+    ranks = []
+    with contextlib.suppress(psutil.Error):
+        # The batch script starts what starts the ranks; theirs, data workers and the like, hear it from nobody.
+        ranks = [rank for child in psutil.Process(process_id).children() for rank in child.children()]
+    heard = 0
+    for rank in ranks:
+        with contextlib.suppress(psutil.Error):
+            if _RANK in rank.cmdline():
+                rank.send_signal(asking)
+                heard += 1
+    return heard > 0
 
 
 def cancel(process_id: int, process_started: float) -> None:

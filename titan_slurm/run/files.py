@@ -1,14 +1,19 @@
 """Writing files that another process reads: whole or not at all. No knowledge of what is in them."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 _TAIL_BYTES = 65536
+# Most locks are held for a moment; a server of files is not to be asked again and again for the others.
+_SHORTEST_TURN_S, _LONGEST_TURN_S = 0.01, 0.5
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -112,6 +117,49 @@ def _objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
+def locked(path: Path, patience_s: float | None = None) -> Iterator[int]:
+    """Hold the lock that `path` is, which is made if it is not there. Held by the kernel, on file systems that machines
+    share too: a kill frees it, unless a child lives on to which the descriptor that this yields was handed.
+
+    Raises BlockingIOError if another has held it for `patience_s` (None: waits for ever), and FileNotFoundError if
+    there is no such folder (any more).
+    """
+    give_up = None if patience_s is None else time.monotonic() + patience_s
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _wait_for_lock(descriptor, give_up)
+            # Whoever had it may have taken the whole folder away, and another may have made a new one.
+            if _is_file(descriptor, path):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, give_up: float | None) -> None:
+    if give_up is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    turn_s = _SHORTEST_TURN_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(turn_s)
+            turn_s = min(2 * turn_s, _LONGEST_TURN_S)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+@contextlib.contextmanager
 def _written_beside(path: Path, text: str) -> Iterator[Path]:
     """A file with that text on stable storage, in the folder of `path`; gone afterwards, unless it got another name."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -122,7 +170,7 @@ def _written_beside(path: Path, text: str) -> Iterator[Path]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner may read; a run is often shared with a group.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
@@ -132,8 +180,8 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _umask() -> int:
-    # The only portable way to read the umask is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def umask() -> int:
+    """Of this process."""
+    # To set it, which is how other systems tell it, would change it for the other threads.
+    found = re.search(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1], 8) if found else 0o077

@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 # TOKENIZERS_PARALLELISM holds no token.
-_SECRET_NAME = re.compile(r"KEY|TOKEN(?!IZ)|SECRET|PASSW", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"KEY|TOKEN(?!IZ)|SECRET|PASSW|WEBHOOK$", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
+# Whoever has one may write there.
+_WEBHOOK = re.compile(r"https?://[^\s'\"]*(?:hooks\.slack\.com|webhook\.office\.com|/webhooks?/)[^\s'\"]*")
 # Shorter values are words that stand in any text.
 _SHORTEST = 8
 # And a value that short may still be a word of a recipe's.
@@ -22,14 +24,16 @@ def is_secret_name(name: str) -> bool:
 def holds_secret(text: str) -> bool:
     """Whether a text surely has a secret in it: a password in a URL, or what a secret variable holds."""
     users = _CREDENTIALS.findall(text)
-    return any(":" in user or len(user) >= _SURELY_SECRET for user in users) or any(
-        len(value) >= _SURELY_SECRET and value in text for _, value in _secrets()
+    return (
+        _WEBHOOK.search(text) is not None
+        or any(":" in user or len(user) >= _SURELY_SECRET for user in users)
+        or any(len(value) >= _SURELY_SECRET and value in text for _, value in _secrets())
     )
 
 
 def redact(text: str) -> str:
     """The text without credentials in URLs, and without the values of secret variables of the environment."""
-    text = _CREDENTIALS.sub(_REDACTED, text)
+    text = _WEBHOOK.sub(_REDACTED, _CREDENTIALS.sub(_REDACTED, text))
     for name, value in _secrets():
         if len(value) >= _SHORTEST:
             text = text.replace(value, f"[{name}]")
