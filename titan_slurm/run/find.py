@@ -40,6 +40,10 @@ def find_run(text: str, folder: Path) -> RunDirectory:
     for run in reversed(runs):
         if any(job["job_id"] == text for job in run.jobs()):
             return _checked(run)
+    tasks = [run.name for run in runs if any(job["job_id"].startswith(f"{text}_") for job in run.jobs())]
+    if tasks:
+        names = f"{tasks[0]} … {tasks[-1]}"
+        raise bad_input("", f"job {text} is an array of {len(tasks)} runs", f"{names}: name one of them")
     where = f"no run {text!r} in {folder}"
     raise bad_input("", where, did_you_mean(text, [run.name for run in runs]))
 
