@@ -54,6 +54,12 @@ def test_created(run: RunDirectory) -> None:
     assert (found.job_id, found.attempts, found.step, found.loss, found.is_active) == (None, 0, 0, None, False)
 
 
+def test_a_job_of_another_machine_is_not_taken_for_gone(run: RunDirectory) -> None:
+    run.add_job({"job_id": str(GONE), "cluster": "local", "time": 1.0, "process_started": 1.0, "host": "elsewhere"})
+    assert shown(status(run))[:2] == ("queued", None)
+    assert status(run).reason.startswith("only on elsewhere can be known")
+
+
 def test_a_job_of_this_machine_that_runs(run: RunDirectory) -> None:
     submitted(run, process=os.getpid())
     assert shown(status(run)) == ("queued", None, "")
@@ -143,6 +149,8 @@ def test_only_attempts_of_the_last_job_say_what_it_is_doing(run: RunDirectory) -
         ("", "CANCELLED by 0|n1", True, ("cancelled", "cancelled", "Slurm says CANCELLED")),
         ("", "OUT_OF_MEMORY|n1", False, ("failed", "crashed", "Slurm says OUT_OF_MEMORY")),
         ("", "", True, ("failed", "crashed", "Slurm says nothing any more")),
+        # The controller has lost its state, and nobody told accounting.
+        ("", "RUNNING|n1", True, ("failed", "crashed", "Slurm says nothing any more")),
     ],
 )
 def test_what_slurm_says(

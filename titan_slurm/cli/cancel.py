@@ -1,20 +1,32 @@
-"""End a run for good: its job is cancelled and does not come back. Its checkpoints stay.
+"""End runs for good: their jobs are cancelled and do not come back. Their checkpoints stay.
+
+Runs that nobody named, by --all or --name, are shown first, and you are asked; where there is no terminal, --yes has to
+say that it is meant.
 
 \b
 Examples:
   titan-slurm cancel mine
-  titan-slurm cancel 4711
+  titan-slurm cancel 4711 4712
+  titan-slurm cancel --name 'sweep-*' --yes
 """
 
-import typer
-
-from titan_slurm.cli import options
+from titan_slurm.cli import options, select
 
 NAME = "cancel"
 
 
-def command(run: options.Run, runs_dir: options.RunsDir = None) -> None:
-    from titan_slurm.cluster.cancel import cancel
-    from titan_slurm.run.find import find_run, runs_folder
+def command(
+    runs: select.Runs = None,
+    everything: select.All = False,
+    name: select.Glob = None,
+    yes: select.Yes = False,
+    as_json: options.Json = False,
+    runs_dir: options.RunsDir = None,
+) -> None:
+    from dataclasses import asdict
 
-    typer.echo(cancel(find_run(run, runs_folder(runs_dir))))
+    from titan_slurm.cluster.cancel import cancel
+    from titan_slurm.cluster.state import ACTIVE
+
+    chosen = select.choose(NAME, ACTIVE, runs, everything, name, yes, runs_dir)
+    select.report([asdict(each) for each in cancel(chosen)], "nothing to cancel", as_json)

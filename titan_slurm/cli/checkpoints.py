@@ -28,38 +28,33 @@ def list_checkpoints(run: options.Run, as_json: options.Json = False, runs_dir: 
       titan-slurm checkpoints list mine --json
     """
     import json
-    import time
-
-    from rich.markup import escape
-    from rich.table import Table
 
     from titan_slurm.cli import show
     from titan_slurm.run import checkpoints
 
     folder = _find(run, runs_dir).checkpoints_folder
-    rows = [_describe(each) for each in checkpoints.list_checkpoints(folder)]
+    rows = [describe(each) for each in checkpoints.list_checkpoints(folder)]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     if not rows:
         typer.echo(f"no checkpoints in {folder}")
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("STEP", "STATE", "COMMITTED", "FILES", "SIZE", "SECONDS", "FOLDER", "REASON"):
-        table.add_column(column, no_wrap=column != "REASON")
-    for row in rows:
-        at = row["time"]
-        table.add_row(
-            str(row["step"]),
+    cells = [
+        (
+            row["step"],
             row["state"],
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else "-",
-            "-" if row["files"] is None else str(row["files"]),
+            show.moment(row["time"]),
+            "-" if row["files"] is None else row["files"],
             "-" if row["bytes"] is None else f"{row['bytes'] / 2**20:,.1f} MiB",
             "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
-            escape(row["path"].rpartition("/")[2]),
-            escape("; ".join(row["problems"])),
+            row["path"].rpartition("/")[2],
+            "; ".join(row["problems"]),
         )
-    show.console().print(table)
+        for row in rows
+    ]
+    headings = ("STEP", "STATE", "COMMITTED", "FILES", "SIZE", "SECONDS", "FOLDER", "REASON")
+    show.console().print(show.make_table(headings, cells, wrap=["REASON"]))
 
 
 @app.command("verify")
@@ -136,7 +131,8 @@ def _find(run: str, runs_dir: Path | None) -> "RunDirectory":
     return find_run(run, runs_folder(runs_dir))
 
 
-def _describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What is to be said of a checkpoint: its commit's time, size and duration, or what is wrong with it."""
     from titan_slurm.run import checkpoints
 
     problems, record = checkpoint.reason(), None

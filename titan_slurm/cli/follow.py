@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from titan_slurm.cli.merge import merge
+
 if TYPE_CHECKING:
     from titan_slurm.cluster.state import RunStatus
     from titan_slurm.run.attempt import Attempt
@@ -17,19 +19,22 @@ _TURN_S = 0.5
 _TURNS_PER_QUESTION = 10
 
 
-def follow_to_the_end(run: "RunDirectory", rank: int | None = None) -> int:
-    """Print the log of a rank, by default the one that knows the loss. Returns 0 if the run completed, otherwise 1.
+def follow_to_the_end(
+    run: "RunDirectory", rank: int | None = None, *, all_ranks: bool = False, attempt: int | None = None
+) -> int:
+    """Print the log of a rank, by default the one that knows the loss, or of all. Returns 0 if the run completed,
+    otherwise 1. `attempt`: the first one, by default the newest of the job that was submitted last.
 
     Ctrl-C stops following, not the run.
     """
     from titan_slurm.cli import show
     from titan_slurm.cluster.state import status
 
-    chosen = run.plan().metrics_rank if rank is None else rank
+    chosen = None if all_ranks else run.plan().metrics_rank if rank is None else rank
     now = status(run)
     try:
         with _display(now) as (write, update):
-            tail = _Tail(chosen, write)
+            tail = _Tail(chosen, write, _newest_of_last_job(run) if attempt is None else attempt)
             while now.is_active:
                 for _ in range(_TURNS_PER_QUESTION):
                     tail.print_new(run)
@@ -39,6 +44,7 @@ def follow_to_the_end(run: "RunDirectory", rank: int | None = None) -> int:
                         break
                 now = status(run)
             tail.print_new(run)
+            tail.close()
     except KeyboardInterrupt:
         show.note(f"no longer following; the run goes on: titan-slurm logs {run.name} -f")
         return 130
@@ -85,30 +91,70 @@ def _write_plainly(text: str) -> None:
     sys.stdout.flush()
 
 
-class _Tail:
-    """What has been printed of a rank's log."""
+def _newest_of_last_job(run: "RunDirectory") -> int:
+    """The number of the newest attempt, or of the next one, if that one is of an earlier job."""
+    attempts, jobs = run.attempts(), run.jobs()
+    if not attempts:
+        return 1
+    newest = attempts[-1]
+    is_of_last = jobs and newest.facts().get("job_id") in run.chain(jobs[-1]["job_id"])
+    return newest.number + (0 if is_of_last else 1)
 
-    def __init__(self, rank: int, write: Callable[[str], None]) -> None:
+
+class _Tail:
+    """What has been printed of a rank's log, or of all ranks'."""
+
+    def __init__(self, rank: int | None, write: Callable[[str], None], first: int) -> None:
         self.rank = rank
         self.write = write
-        self.attempt = 0
-        self.file: TextIO | None = None
+        self.first = first
+        self.attempt: Attempt | None = None
+        self.files: dict[int, TextIO] = {}
+        # The beginning of each rank's last line, whose end is not written yet.
+        self.begun: dict[int, str] = {}
 
     def print_new(self, run: "RunDirectory") -> None:
         """Print what has been written since the last call, of later attempts too."""
         self._copy()
         for attempt in run.attempts():
-            if attempt.number > self.attempt and attempt.log_file(self.rank).exists():
+            known = self.attempt.number if self.attempt else self.first - 1
+            if attempt.number > known and self._logs(attempt):
                 self._open(attempt)
                 self._copy()
 
+    def close(self) -> None:
+        """Print what ended without the end of its line."""
+        for rank, text in self.begun.items():
+            if text:
+                self.write(f"{rank}: {text}\n")
+        for file in self.files.values():
+            file.close()
+        self.files, self.begun = {}, {}
+
+    def _logs(self, attempt: "Attempt") -> "list[int]":
+        logs = attempt.log_files()
+        return [rank for rank in logs if self.rank in (None, rank)]
+
     def _open(self, attempt: "Attempt") -> None:
-        if self.file:
-            self.file.close()
+        self.close()
+        if attempt.number > 1:
             self.write(f"=== attempt {attempt.number}\n")
-        self.attempt = attempt.number
-        self.file = attempt.log_file(self.rank).open(encoding="utf-8", errors="replace")
+        self.attempt = attempt
 
     def _copy(self) -> None:
-        while self.file and (text := self.file.read(65536)):
-            self.write(text)
+        if self.attempt is None:
+            return
+        for rank in self._logs(self.attempt):
+            if rank not in self.files:
+                self.files[rank] = self.attempt.log_file(rank).open(encoding="utf-8", errors="replace")
+        if self.rank is not None:
+            while self.files and (text := self.files[self.rank].read(65536)):
+                self.write(text)
+            return
+        for line in merge({rank: self._new_lines(rank) for rank in self.files}):
+            self.write(line)
+
+    def _new_lines(self, rank: int) -> list[str]:
+        *lines, rest = (self.begun.get(rank, "") + self.files[rank].read()).split("\n")
+        self.begun[rank] = rest
+        return [f"{line}\n" for line in lines]

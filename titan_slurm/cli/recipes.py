@@ -46,7 +46,7 @@ def list_recipes(as_json: options.Json = False) -> None:
         "origin": lambda row: row["origin"],
         "description": lambda row: row["description"],
     }
-    _print_table([column.upper() for column in columns], [[text(row) for text in columns.values()] for row in rows])
+    show.table(list(columns), [{column: text(row) for column, text in columns.items()} for row in rows])
 
 
 @app.command("show")
@@ -90,7 +90,8 @@ def diff_recipes(a: _Name, b: _Name, as_json: options.Json = False) -> None:
             [".".join(key), *(_literal(each.value) if each else "-" for each in pair)]
             for key, pair in differing.items()
         ]
-        _print_table(["", *(f"{each.name} {each.recipe.recipe.version}" for each in (one, other))], rows)
+        headings = ["", *(f"{each.name} {each.recipe.recipe.version}" for each in (one, other))]
+        show.console().print(show.make_table(headings, rows))
 
 
 @app.command("copy")
@@ -179,20 +180,6 @@ def _literal(value: Any) -> str:
     import tomli_w
 
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
-
-
-def _print_table(headings: list[str], rows: list[list[str]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from titan_slurm.cli import show
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    show.console().print(table)
 
 
 def _text_for(target: Path, source: Path) -> bytes:

@@ -1,12 +1,15 @@
 """How things look: for people on a terminal, plainly in a pipe."""
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     from titan_slurm.cluster.slurm import Answer
     from titan_slurm.cluster.state import RunStatus
@@ -40,16 +43,31 @@ def note(text: str) -> None:
 
 
 def table(columns: "Sequence[str]", rows: "Sequence[Mapping[str, object]]") -> None:
-    """Rows by their columns' names. What is None is left empty."""
-    from rich.markup import escape
+    """Print rows by their columns' names."""
+    headings = [column.upper() for column in columns]
+    console().print(make_table(headings, [[row[column] for column in columns] for row in rows]))
+
+
+def make_table(
+    headings: "Sequence[str]",
+    rows: "Iterable[Sequence[object]]",
+    *,
+    right: "Collection[str]" = (),
+    wrap: "Collection[str] | None" = None,
+) -> "Table":
+    """A table in our style. What is None is left empty; rich's own Text keeps its colours. `right`: headings of columns
+    to adjust to the right; `wrap`: of those that may take several lines, all but the first if left out."""
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for number, column in enumerate(columns):
-        shown.add_column(column.upper(), no_wrap=number == 0)
+    for number, heading in enumerate(headings):
+        may_wrap = number > 0 if wrap is None else heading in wrap
+        shown.add_column(heading, justify="right" if heading in right else "left", no_wrap=not may_wrap)
     for row in rows:
-        shown.add_row(*("" if row[column] is None else escape(str(row[column])) for column in columns))
-    console().print(shown)
+        cells = ("" if cell is None else cell for cell in row)
+        shown.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+    return shown
 
 
 def prepared_notes(prepared: "Prepared") -> None:
@@ -131,7 +149,9 @@ def status_lines(status: "RunStatus") -> list[tuple[str, str]]:
 
 def submitted(run: "RunDirectory", job: dict[str, Any], verb: str) -> None:
     """What was submitted, and the commands to go on with."""
-    print(f"{verb} run {run.name} as job {job['job_id']} on {job['cluster']}")
+    chain = job.get("chain", [])
+    jobs = f"jobs {', '.join(chain)}, one after another," if chain else f"job {job['job_id']}"
+    print(f"{verb} run {run.name} as {jobs} on {job['cluster']}")
     print(f"  path    {run.path}")
     print(f"  status  titan-slurm status {arguments(run)}")
     print(f"  log     titan-slurm logs {arguments(run)} -f")
@@ -151,14 +171,32 @@ def next_command(run: "RunDirectory", status: "RunStatus") -> str:
 
     if status.state == "failed":
         return f"titan-slurm logs {arguments(run)}"
+    if status.state != "completed":
+        return f"titan-slurm resume {arguments(run)}"
     place = "" if run.path.parent == runs_folder(None) else f" --runs-dir {run.path.parent}"
-    more = f" --set training.max_steps={2 * status.max_steps}" if status.state == "completed" else ""
-    return f"titan-slurm submit {run.recipe_file}{place} --name {run.name} --resume{more}"
+    more = f"--set training.max_steps={2 * status.max_steps}"
+    return f"titan-slurm submit {run.recipe_file}{place} --name {run.name} --resume {more}"
 
 
-def styled_state(state: str) -> str:
-    """The state with rich's markup for its colour."""
-    return f"[{_STYLES[state]}]{state}[/]"
+def styled_state(state: str) -> "Text":
+    """The state in its colour."""
+    from rich.text import Text
+
+    return Text(state, _STYLES[state])
+
+
+def moment(seconds: float | None) -> str:
+    """A time in seconds since 1970, here: 2026-11-22 21:50:00."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
 
 
 def duration(seconds: float) -> str:

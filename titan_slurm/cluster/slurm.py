@@ -4,12 +4,17 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _TIMEOUT_S = 60
 # For what is good to know and no more.
 _PATIENCE_S = 20
+# Linux lets no argument be longer than 128 KiB.
+_MOST_IDS = 5000
+_TIME = "%Y-%m-%dT%H:%M:%S"
+_UNENDED = frozenset({"PENDING", "RUNNING", "SUSPENDED", "REQUEUED", "RESIZING"})
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,16 @@ class SlurmJob:
     state: str
     reason: str = ""
     nodes: str = ""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job, when it was submitted (Unix time) and what it was called."""
+
+    job_id: str
+    time: float
+    comment: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ def test_only(script: str, options: Iterable[str]) -> Answer | None:
     if done.returncode == 0 and found:
         return Answer(found[1], text)
     # Refused, unless it is the controller that is not there.
-    return Answer("", text) if " is UP" in (ask("scontrol", "ping") or "") else None
+    return Answer("", text) if is_answering() else None
 
 
 def is_available() -> bool:
@@ -74,6 +89,7 @@ def ask(*command: str) -> str | None:
 
 def jobs(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     """What Slurm knows of these jobs, by id: one call to squeue, and one to sacct for those that it has forgotten.
+    A task of an array is called ARRAY_TASK.
 
     Works without accounting. Returns None when the controller does not answer, which says nothing about the jobs.
     """
@@ -87,14 +103,65 @@ def jobs(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     return queued | _sacct(forgotten)
 
 
-def cancel(job_id: str) -> str:
-    """Ask Slurm to end a job. Returns what scancel complained of, or nothing."""
-    done = _run(["scancel", job_id])
-    return "" if done and done.returncode == 0 else (done.stderr.strip() if done else "scancel is not here")
+def submitted(users: Iterable[str], names: Iterable[str], since: float) -> list[Submitted] | None:
+    """The jobs of these users (by name or id) that Slurm has now, and those with these names that it has had `since`
+    (Unix time), as far as accounting knows: one call to squeue and one to sacct. None when the controller does not
+    answer."""
+    of_users, called = f"--user={','.join(sorted(set(users)))}", f"--name={','.join(sorted(set(names)))}"
+    done = _run(["squeue", "--noheader", "--array", "--states=all", of_users, "--format=%i|%V|%k|%j"])
+    if done is None or done.returncode != 0:
+        return None
+    past = _run(
+        [
+            *("sacct", "--noheader", "--parsable2", "--allocations", of_users, called),
+            *("--starttime", time.strftime(_TIME, time.localtime(since)), "--format=JobID,Submit,Comment,JobName"),
+        ]
+    )
+    lines = [*done.stdout.splitlines(), *(past.stdout.splitlines() if past and past.returncode == 0 else [])]
+    return [found for line in lines if (found := _read_submitted(line))]
+
+
+def _read_submitted(line: str) -> Submitted | None:
+    try:
+        # A comment with a bar in it, or a line break, is none of ours.
+        job_id, submitted, comment, name = line.split("|", 3)
+        when = time.mktime(time.strptime(submitted, _TIME))
+    except ValueError:
+        return None
+    return Submitted(job_id, when, "" if comment == "(null)" else comment, name)
+
+
+def is_answering() -> bool:
+    """Whether Slurm's controller is there."""
+    return " is UP" in (ask("scontrol", "ping") or "")
+
+
+def scancel(job_ids: Sequence[str], *options: str) -> dict[str, str]:
+    """Have Slurm end jobs, or with `--signal=NAME` signal their ranks, all in one call. Returns what it complained of,
+    by job."""
+    complaints: dict[str, str] = {}
+    for some in _batches(job_ids):
+        done = _run(["scancel", *options, *some])
+        if done is None:
+            complaints |= dict.fromkeys(some, "scancel is not here, or does not answer")
+        elif done.returncode != 0:
+            named = dict(re.findall(r"on job id (\S+): (.+)", done.stderr))
+            # It names the jobs that it could not help, unless it is something else that is wrong.
+            complaints |= named if named and named.keys() <= set(some) else dict.fromkeys(some, _last_line(done.stderr))
+    return complaints
+
+
+def release(job_id: str) -> str:
+    """Have Slurm start a job that was submitted held. Returns what scontrol complained of, or nothing."""
+    done = _run(["scontrol", "release", job_id])
+    return "" if done and done.returncode == 0 else (done.stderr.strip() if done else "scontrol is not here")
 
 
 def _squeue(job_ids: list[str]) -> dict[str, SlurmJob] | None:
-    done = _run(["squeue", "--noheader", "--states=all", f"--jobs={','.join(job_ids)}", "--format=%i|%T|%r|%N"])
+    # Asked for more than one, squeue has the controller send all jobs in any case, and chooses itself.
+    chosen = [f"--jobs={','.join(job_ids)}"] if len(job_ids) <= _MOST_IDS else []
+    # Without --array the waiting tasks of an array are one line.
+    done = _run(["squeue", "--noheader", "--array", "--states=all", *chosen, "--format=%i|%T|%r|%N"])
     if done is None:
         return None
     # Slurm forgets jobs minutes after their end; asked for a single one that it has forgotten, squeue fails.
@@ -104,22 +171,33 @@ def _squeue(job_ids: list[str]) -> dict[str, SlurmJob] | None:
     for line in done.stdout.splitlines():
         job_id, state, reason, nodes = line.split("|")
         found[job_id] = SlurmJob(job_id, state, "" if reason == "None" else reason, nodes)
-    return found
+    return found if chosen else {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
 
 def _sacct(job_ids: list[str]) -> dict[str, SlurmJob]:
     if not job_ids:
         return {}
     columns = "--format=JobID,State,NodeList"
-    done = _run(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(job_ids)}", columns])
-    if done is None or done.returncode != 0:
-        return {}  # Many sites have no accounting.
     found = {}
-    for line in done.stdout.splitlines():
-        job_id, state, nodes = line.split("|")
-        # «CANCELLED by 0» names who did it.
-        found[job_id] = SlurmJob(job_id, state.split()[0], state, nodes)
+    for some in _batches(job_ids):
+        done = _run(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(some)}", columns])
+        if done is None or done.returncode != 0:
+            break  # Many sites have no accounting.
+        for line in done.stdout.splitlines():
+            job_id, state, nodes = line.split("|")
+            # Of a controller that has lost its state accounting never hears how its jobs ended, and takes them for
+            # alive for ever («runaway jobs»). «CANCELLED by 0» names who did it.
+            if (word := state.split()[0]) not in _UNENDED:
+                found[job_id] = SlurmJob(job_id, word, state, nodes)
     return found
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+def _batches(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (job_ids[start : start + _MOST_IDS] for start in range(0, len(job_ids), _MOST_IDS))
 
 
 def _variable(option: str) -> str:
@@ -127,7 +205,11 @@ def _variable(option: str) -> str:
 
 
 def _run(command: list[str], text: str = "", timeout_s: int = _TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:
+    # A filter that the user has set for squeue would make the other jobs look as if they were gone.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, input=text, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, input=text, check=False, env=environment
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
