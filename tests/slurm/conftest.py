@@ -1,5 +1,6 @@
 """A real Slurm for the tests in this folder: four nodes on this machine, one cluster for the whole session."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -131,6 +132,13 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster of four nodes with two CPU ranks each; taken down, with every job on it, at the end."""
+    with brought_up("--nodes", "4") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def brought_up(*options: str) -> Iterator[Cluster]:
+    """A cluster by these options of tools/slurm-cluster, for a session or a module."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.getuid() != 0:
         reason = f"needs root and Slurm's packages; missing: {', '.join(missing) or 'root'}"
@@ -140,7 +148,7 @@ def cluster() -> Iterator[Cluster]:
     base = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
     folder = base / "slurm"
     try:
-        up = subprocess.run([TOOL, "up", folder, "--nodes", "4"], capture_output=True, text=True, timeout=120)
+        up = subprocess.run([TOOL, "up", folder, *options], capture_output=True, text=True, timeout=120)
         assert up.returncode == 0, up.stderr
         clean = {
             name: value

@@ -1,6 +1,7 @@
 """A cluster profile held against the live site."""
 
 import re
+import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ from titan_slurm.cluster.profile import Profile, Settings
 from titan_slurm.cluster.site import Partition, Site, about_kind, about_preemption, kinds, seconds
 from titan_slurm.errors import Problem, did_you_mean
 from titan_slurm.fields import megabytes
+from titan_slurm.run.notify import webhook_problem
+
+# Of a shared file system that is busy.
+_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Finding:
 
 def check(profile: Profile, site: Site) -> list[Finding]:
     """Hold a profile against the site."""
-    return [*_findings(profile.settings, site), *_path_findings(profile)]
+    return [*_findings(profile.settings, site), *_path_findings(profile), *_setup_findings(profile)]
 
 
 def missing(profile: Profile) -> list[Problem]:
@@ -39,6 +44,9 @@ def missing(profile: Profile) -> list[Problem]:
     ]
     if setup.venv and not Path(setup.venv, "bin", "python").exists():
         problems.append(Problem(profile.where("setup", "venv"), f"setup.venv: there is no {setup.venv}/bin/python"))
+    webhook = profile.settings.notify.webhook_file
+    if webhook and (problem := webhook_problem(Path(webhook))):
+        problems.append(Problem(profile.where("notify", "webhook_file"), f"notify.webhook_file: {problem}"))
     if container and container.image.startswith("/") and not Path(container.image).exists():
         problems.append(Problem(profile.where("container", "image"), f"container.image: there is no {container.image}"))
     return problems
@@ -50,6 +58,46 @@ def _path_findings(profile: Profile) -> Iterator[Finding]:
         yield Finding(problem.what, "make it, or name another")
     if not problems and (profile.settings.paths.shared or profile.settings.setup.venv or profile.settings.container):
         yield Finding("all paths are here")
+
+
+def _setup_findings(profile: Profile) -> Iterator[Finding]:
+    """Modules and the conda environment, loaded here as the batch script does on the job's first node."""
+    setup = profile.settings.setup
+    if setup.modules:
+        yield Finding(f"module load {' '.join(setup.modules)}", _complaint(_LOAD_MODULES, *setup.modules))
+    if setup.conda:
+        yield Finding(f"conda activate {setup.conda}", _complaint(_ACTIVATE_CONDA, *setup.modules, setup.conda))
+
+
+_LOAD_MODULES = """\
+if ! type module >/dev/null 2>&1; then . /etc/profile; fi
+for each; do module load "$each" || exit 1; done
+"""
+_ACTIVATE_CONDA = """\
+if [ "$#" -gt 1 ]; then
+  if ! type module >/dev/null 2>&1; then . /etc/profile; fi
+  module load "${@:1:$#-1}" || exit 1
+fi
+eval "$(conda shell.bash hook)" && conda activate "${@:$#}"
+"""
+
+
+def _complaint(script: str, *arguments: str) -> str:
+    """What a shell says of a script that fails; nothing where it does not."""
+    try:
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"is not done within {_TIMEOUT_S} s"
+    said = " ".join(done.stderr.split())[:300]
+    # The older of the two programs that have `module` leaves with 0 whatever it says.
+    return (said or "fails without a word") if done.returncode or ":ERROR:" in said else ""
 
 
 def _findings(settings: Settings, site: Site) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ partition = {partition}
 gpu_request = {gpu_request}
 # refused = ["mem"]        # options of sbatch that this site refuses: never sent
 # srun = ["--mpi=none"]    # more options of srun
+# preflight = true         # look at every node for some seconds before each attempt
 
 # [slurm.sbatch]           # more options of sbatch
 # wckey = "project"

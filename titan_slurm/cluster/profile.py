@@ -169,7 +169,23 @@ class PathsSection(Section):
 class WandbSection(Section):
     """`[wandb]`"""
 
-    mode: Literal["auto", "online", "offline"] = Field("auto", description="for recipes that do not say")
+    mode: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="for recipes that do not say")
+
+
+class NotifySection(Section):
+    """`[notify]`: who hears that a run has ended, unless its user has cancelled it."""
+
+    mail: Annotated[Line, _Argument] | None = Field(
+        None, description="an address to which Slurm writes; each job of a run that ends is a mail"
+    )
+    webhook_file: AbsolutePath | None = Field(
+        None,
+        description="a file of mode 600 with the URL of a webhook in Slack's form; TITAN_SLURM_WEBHOOK, where you "
+        "submit, comes before it",
+    )
+    command: list[Line] = Field(
+        default_factory=list, description="a program and its arguments, which gets a line of text on standard input"
+    )
 
 
 class Settings(Section):
@@ -184,6 +200,7 @@ class Settings(Section):
     network: NetworkSection = NetworkSection()
     paths: PathsSection = PathsSection()
     wandb: WandbSection = WandbSection()
+    notify: NotifySection = NotifySection()
 
 
 SECTIONS: dict[str, Kind] = {
@@ -196,6 +213,7 @@ SECTIONS: dict[str, Kind] = {
     "network": NetworkSection,
     "paths": PathsSection,
     "wandb": WandbSection,
+    "notify": NotifySection,
 }
 
 

@@ -126,7 +126,7 @@ def parse_partitions(partitions: str, nodes: str) -> dict[str, Partition]:
         if name in found:
             known = frozenset() if features == "(null)" else frozenset(features.split(","))
             found[name].nodes.append(
-                NodeKind(int(count), _number(cpus), _number(memory), parse_gpus(gres), known, not _DOWN.match(state))
+                NodeKind(int(count), _number(cpus), _number(memory), parse_gpus(gres), known, is_up(state))
             )
     return found
 
@@ -141,6 +141,11 @@ def parse_gpus(gres: str) -> dict[str, int]:
 
 # Sinfo's long states; a star after one marks nodes that do not answer.
 _DOWN = re.compile(r"(down|drain|drained|draining|fail|failing|unknown|maint)|.*\*$")
+
+
+def is_up(state: str) -> bool:
+    """Whether a node in that state, as sinfo's %T has it, takes jobs now or later."""
+    return not _DOWN.match(state)
 
 
 def _number(text: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titan_slurm.run.cause import cause_first
 from titan_slurm.run.events import EVENTS_FILE, FINISHED, RANK_0, STOPPED, EventLog
 from titan_slurm.run.files import read_json, write_json, write_json_once
 from titan_slurm.run.verdict import CRASHED
@@ -42,6 +43,14 @@ class Attempt:
     def set_environment(self, environment: dict[str, Any]) -> None:
         """Rank 0 writes down what it found."""
         write_json(self.path / "environment.json", environment)
+
+    def configuration(self) -> dict[str, Any]:
+        """torchtitan's whole configuration; empty before the model is built."""
+        return read_json(self.path / "torchtitan.json") or {}
+
+    def set_configuration(self, configuration: dict[str, Any]) -> None:
+        """The rank that knows the loss writes down what torchtitan was configured with."""
+        write_json(self.path / "torchtitan.json", configuration)
 
     def log_file(self, rank: int) -> Path:
         """What a rank printed, standard output and error together."""
@@ -93,6 +102,14 @@ class Attempt:
         """What `stop` wrote."""
         return read_json(self.path / "stopped.json")
 
+    def wish_requeue(self, wish: dict[str, Any]) -> None:
+        """Write down that a user has the ranks stop, for the run to start again: {"time", "user"}."""
+        write_json(self.path / "requeue.json", wish)
+
+    def requeue_wish(self) -> dict[str, Any] | None:
+        """What `wish_requeue` wrote."""
+        return read_json(self.path / "requeue.json")
+
     def report_error(self, rank: int, error: str, traceback: str, *, step: int | None, kind: str = CRASHED) -> None:
         """A rank says why it leaves: `error` in one line, the whole traceback, and the last step that it ended in this
         attempt (None: none)."""
@@ -100,9 +117,13 @@ class Attempt:
         write_json(self.path / f"error_rank_{rank}.json", value | {"time": time.time(), "host": host()})
 
     def errors(self) -> list[dict[str, Any]]:
-        """What the ranks reported, earliest first: the first is the cause, later ones are mostly its consequences."""
-        errors = [error for path in self.path.glob("error_rank_*.json") if (error := read_json(path))]
-        return sorted(errors, key=lambda error: float(error["time"]))
+        """What the ranks reported, the cause first: the earliest that is more than the loss of another rank."""
+        return cause_first(error for path in self.path.glob("error_rank_*.json") if (error := read_json(path)))
+
+    @property
+    def wandb_log_file(self) -> Path:
+        """What the process said that sends the run to wandb."""
+        return self.path / "wandb.log"
 
     def stacks_file(self, rank: int) -> Path:
         """Where a rank's stacks go if it hangs."""

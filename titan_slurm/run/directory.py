@@ -1,9 +1,7 @@
 """Where everything of a run stands and how to read it. What Slurm says of the run does not live here."""
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from titan_slurm.run import metrics
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.events import EVENTS_FILE, SUBMIT, EventLog
-from titan_slurm.run.files import append_json_line, read_json, read_json_lines, write_json
+from titan_slurm.run.files import append_json_line, locked, read_json, read_json_lines, write_json
 from titan_slurm.run.plan import Plan
 
 
@@ -46,6 +44,16 @@ class RunDirectory:
     def metrics_file(self) -> Path:
         """One line per logged step, in the order of logging; after a fall-back steps repeat and the newest count."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """TensorBoard's files of all attempts, where the recipe asks for them."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_folder(self) -> Path:
+        """wandb's own files: what it calls a segment for each attempt that was logged offline."""
+        return self.path / "wandb"
 
     @property
     def events_file(self) -> Path:
@@ -98,9 +106,25 @@ class RunDirectory:
         return self.path / "cancel.json"
 
     @property
+    def flock_file(self) -> Path:
+        """The empty file that `lock` locks. Runs that are submitted together have a single one until they are."""
+        return self.path / ".lock"
+
+    @property
+    def submission_file(self) -> Path:
+        """Here while a job is being submitted, and after that if whoever submitted it was killed meanwhile."""
+        return self.path / "submission.json"
+
+    @property
     def checkpoints_folder(self) -> Path:
         """Where the plan in force has its checkpoints; not always inside the run."""
         return Path(self.plan().torchtitan["checkpoint.folder"])
+
+    def setup_failure(self, job_id: str) -> str:
+        """What failed in a job's batch script before its attempt could begin; empty where nothing is known of it."""
+        with contextlib.suppress(OSError):
+            return (self.path / f"setup_failed.{job_id}").read_text(encoding="utf-8", errors="replace").strip()
+        return ""
 
     def exists(self) -> bool:
         """Whether this folder is a run."""
@@ -134,12 +158,31 @@ class RunDirectory:
         return EventLog(self.events_file, SUBMIT)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """All submissions: {"job_id", "cluster", "time"}; of local runs also "process_started" (Unix time)."""
+        """All submissions: {"job_id", "cluster", "time"}; of local runs also "process_started" (Unix time), and of the
+        jobs of a chain "chain": the ids of all of them, first to last."""
         return list(read_json_lines(self.jobs_file))
+
+    def chain(self, job_id: str) -> list[str]:
+        """The jobs that go on with the run one after another, of which this is one; itself where it is alone."""
+        found = [job["chain"] for job in self.jobs() if job["job_id"] == job_id and "chain" in job]
+        return list(found[-1]) if found else [job_id]
 
     def add_job(self, job: dict[str, Any]) -> None:
         """Record a submission."""
         append_json_line(self.jobs_file, job)
+
+    def submission(self) -> dict[str, Any] | None:
+        """The submission of which nobody has written down what came of it: {"time", "host", "user", "user_id"},
+        and of a task of an array "array": {"name", "comment", "task"}."""
+        return read_json(self.submission_file)
+
+    def begin_submission(self, about: dict[str, Any]) -> None:
+        """Write down that a job is about to be submitted, so that it is looked for should nobody live to record it."""
+        write_json(self.submission_file, about)
+
+    def end_submission(self) -> None:
+        """What came of it is written down."""
+        self.submission_file.unlink(missing_ok=True)
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first."""
@@ -169,11 +212,12 @@ class RunDirectory:
         write_json(self.cancel_file, wish)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Only one process at a time changes what a run is (submit, resume). Held by the kernel: a kill frees it."""
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def lock(self, patience_s: float | None = None) -> Iterator[int]:
+        """Only one process at a time changes what a run is (submit, resume). Held by the kernel: a kill frees it,
+        unless a child lives on to which the descriptor that this yields was handed.
+
+        Raises BlockingIOError if another has held it for `patience_s` (None: waits for ever), and FileNotFoundError if
+        there is no such folder (any more).
+        """
+        with locked(self.flock_file, patience_s) as descriptor:
+            yield descriptor

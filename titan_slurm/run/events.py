@@ -28,6 +28,7 @@ Every line has `time` (seconds since 1970), `event`, `by` (whose clock that is: 
     finished            rank 0        the run's last step is done and saved
     verdict             batch script  verdict, reason, again, delay_s, why, saved_step; late: whether it was given by a
                                       later attempt, so that its time is not the end of this one
+    notified            batch script  webhook, command: "sent" or why not, of those who are told of the run's end
 
 From `queued`, or the `verdict` before, to `started` a run waits for its nodes; from there to `first_step` it starts up;
 steps that the metrics have twice are repeated work, and those above `saved_step` at the end of an attempt are lost.
@@ -64,6 +65,7 @@ STOP_ASKED = "stop_asked"
 STOPPED = "stopped"
 FINISHED = "finished"
 VERDICT = "verdict"
+NOTIFIED = "notified"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class JobFacts:
 def ask(patience_s: float = 0.0) -> JobFacts | None:
     """What Slurm says of this job; None outside a job, where scontrol is not to be had (in a container, say), and if
     the controller has not answered for `patience_s`."""
-    job_id = _own_id()
+    job_id = own_id()
     if job_id is None or shutil.which("scontrol") is None:
         return None
     give_up = time.monotonic() + patience_s
@@ -49,7 +49,7 @@ def ask(patience_s: float = 0.0) -> JobFacts | None:
 
 def spare_nodes() -> int | None:
     """How many nodes of its partition this job can do without; None where Slurm cannot be asked."""
-    job_id = _own_id()
+    job_id = own_id()
     shown = _run("scontrol", "show", "job", "--oneliner", job_id) if job_id else None
     fields = dict(re.findall(r"(?:^| )(Partition|NumNodes)=(\S+)", shown.stdout)) if shown else {}
     if len(fields) < 2 or not fields["NumNodes"].isdigit():
@@ -61,6 +61,13 @@ def spare_nodes() -> int | None:
         return None
     # A node stands there once for each of its partitions.
     return max(len(set(done.stdout.split())) - int(fields["NumNodes"]), 0)
+
+
+def own_nodes() -> list[str]:
+    """The names of this job's nodes; empty where Slurm cannot be asked."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    done = _run("scontrol", "show", "hostnames", nodes) if nodes else None
+    return done.stdout.split() if done is not None and done.returncode == 0 else []
 
 
 def past_state(job_id: str, restart_count: int) -> str:
@@ -110,7 +117,7 @@ def requeue(delay_s: float, excluded_nodes: list[str] | None) -> str:
 
     Returns what scontrol complained of, or nothing. Slurm ends the job's processes at once: call it last.
     """
-    job_id = _own_id()
+    job_id = own_id()
     if job_id is None:
         return "this is not a Slurm job"
     # Slurm sends SIGTERM to this very process as soon as it has understood.
@@ -134,8 +141,9 @@ def _start_time(job_id: str) -> float:
     return (_time(found[1]) if found else None) or 0.0
 
 
-def _own_id() -> str | None:
-    """What scontrol is to call this job. By SLURM_JOB_ID one task of an array has the name of the whole array."""
+def own_id() -> str | None:
+    """What Slurm's commands, and the run's list of jobs, call this job; None outside of one. Of a task of an array
+    ARRAY_TASK: its SLURM_JOB_ID is a number of its own, or for the last task that of the whole array."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 

@@ -46,9 +46,11 @@ def packages() -> dict[str, str]:
     """Every installed package's version, by its normalized name."""
     found: dict[str, str] = {}
     for each in importlib.metadata.distributions():
+        # Asked for once: each time it is read and parsed anew.
+        about = each.metadata
         # The first one on the path is the one that is imported; a broken one has no name.
-        if name := each.metadata["Name"]:
-            found.setdefault(name.lower().replace("_", "-"), each.version)
+        if name := about["Name"]:
+            found.setdefault(name.lower().replace("_", "-"), about["Version"])
     return dict(sorted(found.items()))
 
 

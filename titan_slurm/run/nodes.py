@@ -12,7 +12,8 @@ _FAILURES_TO_EXCLUDE = 2
 
 
 def failures(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
-    """The failures of each node that has any: [{"attempt", "verdict", "time"}]."""
+    """The failures of each node that has any: [{"attempt", "verdict", "time"}], and "is_sure" where that was
+    seen on the node itself."""
     return dict(read_json(run.nodes_file) or {})
 
 
@@ -22,7 +23,11 @@ def excluded(run: RunDirectory) -> list[str]:
 
 
 def _excluded(known: dict[str, list[dict[str, Any]]]) -> list[str]:
-    return [node for node, failed in known.items() if len(failed) >= _FAILURES_TO_EXCLUDE]
+    return [
+        node
+        for node, failed in known.items()
+        if len(failed) >= _FAILURES_TO_EXCLUDE or any(each.get("is_sure") for each in failed)
+    ]
 
 
 def to_exclude(run: RunDirectory, plan: Plan) -> list[str]:
@@ -31,12 +36,16 @@ def to_exclude(run: RunDirectory, plan: Plan) -> list[str]:
     return [*([own] if own else []), *excluded(run)]
 
 
-def blame(run: RunDirectory, nodes: list[str], attempt: int, verdict: str, most: int | None) -> None:
+def blame(
+    run: RunDirectory, nodes: list[str], attempt: int, verdict: str, most: int | None, *, is_sure: bool = False
+) -> None:
     """Write down that these nodes made an attempt fail. `most`: how many the run can do without, None if unknown; of
-    more, those that failed longest ago are let back: a job that leaves out too many never starts."""
+    more, those that failed longest ago are let back: a job that leaves out too many never starts. `is_sure`: it was no
+    chance, and they are left out at once."""
     known = failures(run)
     for node in nodes:
-        known.setdefault(node, []).append({"attempt": attempt, "verdict": verdict, "time": time.time()})
+        failed = {"attempt": attempt, "verdict": verdict, "time": time.time()}
+        known.setdefault(node, []).append(failed | ({"is_sure": True} if is_sure else {}))
     out = sorted(_excluded(known), key=lambda node: known[node][-1]["time"])
     for node in out[: max(len(out) - most, 0)] if most is not None else []:
         del known[node]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SCHEMA = 1
+TORCHTITANS_LOOP = "titan_slurm.train.rank"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Plan:
     """Whether the weights after the last step are also written in Hugging Face's format."""
     float8: dict[str, Any] | None = None
     """Matrix products in float8: {"recipe", "filter_fqns", "grouped_experts"}; None if there are none."""
+    life: str = TORCHTITANS_LOOP
+    """The module whose `live` each rank calls, with the run's path."""
+    script: dict[str, Any] | None = None
+    """A user's script in the place of torchtitan's loop: {"path" in the run, "folder" where it was, "arguments"}."""
     schema: int = SCHEMA
 
     @property
@@ -77,6 +82,12 @@ class Plan:
             return 0
         stages = self.layout.pipeline_parallel
         return self.layout.world_size // stages * (stages - 1)
+
+    @property
+    def job_comment(self) -> str:
+        """What each of its jobs says of itself in Slurm. By this a job is found whose submission was cut short before
+        it was written down."""
+        return f"titan-slurm {self.run_id}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is its inverse."""

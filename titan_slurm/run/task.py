@@ -2,6 +2,9 @@
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
+
+from titan_slurm.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -12,4 +15,4 @@ class RankTask:
 
     def __call__(self) -> None:
         # By name: whoever submits must not import torch, and the run directory knows nothing of training.
-        importlib.import_module("titan_slurm.train.rank").live(self.run)
+        importlib.import_module(RunDirectory(Path(self.run)).plan().life).live(self.run)

@@ -6,7 +6,7 @@ The table of what Slurm does and what is right to answer is in the README, under
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from titan_slurm.run.job import JobFacts
@@ -34,6 +34,8 @@ BY_SLURM_STATE = {
 # The ranks leave with this code when they have stopped at a step because they were asked to.
 STOPPED_EXIT_CODE = 85
 HUNG_EXIT_CODE = 86
+# The ranks were not started: the nodes are not fit for them.
+BAD_NODES_EXIT_CODE = 87
 
 # An error of these kinds before the attempt's first step comes again at every start.
 _SURE_TO_REPEAT = frozenset(
@@ -74,6 +76,10 @@ class Evidence:
     """None where Slurm could not be asked, and on a single machine."""
     restart_count: int
     """How often Slurm had started the job again when the attempt began."""
+    requeue_wish: dict[str, Any] | None = None
+    """{"user"} if a user has the ranks stop for the run to start again."""
+    bad_nodes: dict[str, str] = field(default_factory=dict)
+    """Nodes that were found to be bad before the ranks started, and why."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,15 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(CANCELLED, f"by scancel ({job.state})")
     if job and job.preempt_time:
         return Verdict(PREEMPTED, _stop_text(evidence.stopped, "preempted by Slurm"))
+    if evidence.requeue_wish and not evidence.error:
+        return Verdict(PREEMPTED, _stop_text(evidence.stopped, f"requeued by {evidence.requeue_wish['user']}"))
     if evidence.stopped:
         if evidence.stopped["signal"] == "SIGTERM":
             return Verdict(PREEMPTED, _stop_text(evidence.stopped, "asked to stop by SIGTERM"))
         return Verdict(TIME_LIMIT, _stop_text(evidence.stopped, "the time limit is near"))
+    if evidence.exit_code == BAD_NODES_EXIT_CODE and evidence.bad_nodes:
+        said = "; ".join(f"{node}: {why}" for node, why in evidence.bad_nodes.items())
+        return Verdict(NODE_FAILURE, f"before the ranks started: {said}")
     return _judge_failure(evidence)
 
 
