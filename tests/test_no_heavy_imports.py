@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from titan_slurm.run.directory import RunDirectory
 
-HEAVY = {"torch", "torchtitan", "wandb", "datasets", "tokenizers", "numpy", "pandas", "transformers"}
+HEAVY = {"torch", "torchtitan", "wandb", "datasets", "tokenizers", "numpy", "pandas", "transformers", "accelerate"}
 # Not heavy, but not needed to print a help text. (typer itself imports pydantic where there is one.)
 NOT_FOR_HELP = {"submitit", "jinja2", "tomli", "psutil", "titan_slurm.recipe", "titan_slurm.launch"}
 
@@ -34,8 +34,11 @@ def imported(*arguments: str) -> set[str]:
     [
         ("--help",),
         ("submit", "--help"),
+        ("report", "--help"),
         ("submit", "llama3_debug", "--dry-run", "--cluster", "slurm"),
         ("submit", "llama3_debug", "--dry-run", "--cluster", "local"),
+        ("submit", "llama3_debug", "--dry-run", "--cluster", "local", "--script", __file__),
+        ("ensure", "llama3_debug", "--cluster", "slurm", "--print-cron"),
         ("render", "llama3_debug"),
         ("validate", "llama3_debug"),
         ("validate", "llama3_405b", "--cluster", "slurm", "--set", "data.tokenizer=python_docs", "--gpu", "H100"),
@@ -46,6 +49,7 @@ def imported(*arguments: str) -> set[str]:
         ("status",),
         ("cluster", "list"),
         ("templates", "check", "base"),
+        ("wandb", "sync", "--help"),
     ],
     ids=" ".join,
 )
@@ -72,3 +76,10 @@ def test_the_batch_script_needs_the_standard_library_alone(make_run: Callable[..
         command = [*program, arguments[0], attempt.parents[1], *arguments[1:]]
         done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)})
         assert (done.returncode, done.stdout) == (left_with, printed), done.stderr
+
+
+def test_a_report_draws_only_what_is_asked_for(make_run: Callable[..., RunDirectory]) -> None:
+    for more in ((), ("--json",)):
+        modules = imported("report", str(make_run(name=f"run{len(more)}").path), *more)
+        assert "titan_slurm.report.report" in modules
+        assert not (HEAVY | {"matplotlib", "jinja2", "submitit"}) & modules

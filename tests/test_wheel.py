@@ -50,7 +50,7 @@ def test_the_wheel_has_what_the_repository_shows(unpacked: Path) -> None:
     for folder in ("recipes", "templates"):
         files = {path.name for path in (REPOSITORY / folder).iterdir()}
         assert {path.name for path in (unpacked / "titan_slurm" / "share" / folder).iterdir()} == files
-    for name in ("py.typed", "recipe/torchtitan.json", "train/rank.py"):
+    for name in ("py.typed", "recipe/torchtitan.json", "report/report.html.j2", "train/rank.py"):
         assert (unpacked / "titan_slurm" / name).is_file()
     assert {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")} == {"titan_slurm"}
     [metadata] = unpacked.glob("titan_slurm-*.dist-info")

@@ -131,6 +131,11 @@ class Placement(Section):
         default_factory=dict,
         description="any other option of sbatch by its long name; true: one without a value; false: not that one",
     )
+    preflight: Flag = Field(
+        False,
+        description="before each attempt look at every node for some seconds: GPUs, shared folder, network, versions; "
+        "a bad one ends the attempt, and the next ones leave it out",
+    )
     srun: list[Annotated[str, Field(strict=True), AfterValidator(_srun_argument)]] = Field(
         default_factory=list, description="more options of srun, e.g. --mpi=none; a profile's come first"
     )

@@ -1,9 +1,11 @@
 """The templates that come with titan-slurm, and what a shell makes of the strings of a profile and a recipe."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,16 @@ from tests.conftest import REPOSITORY, CommandLine
 from tests.launch.test_script import AWKWARD, BASH, template
 from titan_slurm.cli import options
 from titan_slurm.cluster.profile import SECTIONS, Settings, load
+from titan_slurm.cluster.state import status
+from titan_slurm.errors import BadInputError
 from titan_slurm.fields import field_names
-from titan_slurm.recipe.schema import SlurmSection
+from titan_slurm.launch.submit import Prepared
+from titan_slurm.recipe.schema import sections
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import write_json
 
 MORE = ("a\nb", "a\ntouch pwned\n", "\x1b[31m", "{{ 7 * 7 }}", "a,/etc:/etc", "%j%%", "")
+BEGINNINGS = ("", "-", "#", ";", "$", "`")
 CONTAINER = {"cluster": {"template": ""}, "container": {"image": "registry#image:tag"}}
 
 
@@ -151,7 +157,8 @@ def usable(tables: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         venv = tmp_path / tables["setup"]["venv"].lstrip("/")
         (venv / "bin").mkdir(parents=True)
         (venv / "bin" / "activate").touch()
-        (venv / "bin" / "python").symlink_to(shutil.which("true") or "true")
+        (venv / "bin" / "python").write_text(f'#!{BASH}\nexec {sys.executable} "$@"\n')
+        (venv / "bin" / "python").chmod(0o755)
         tables["setup"]["venv"] = str(venv)
     if tables.get("container", {}).get("image", "").startswith("/"):
         image = tmp_path / tables["container"]["image"].lstrip("/")
@@ -192,27 +199,73 @@ def test_no_string_of_a_profile_runs_a_command(site: Site, tmp_path: Path, text:
         assert f"--mpi={text}" in words
 
 
+def recipe_with(text: str) -> dict[str, Any]:
+    """A recipe with `text` in each place of each section that takes it by itself."""
+    whole: dict[str, Any] = {}
+    for name, section in sections().items():
+        if section is None:
+            continue
+        shapes = [shape for field in leaves(section) for shape in ({field: text}, {field: [text]})]
+        if name == "slurm":
+            shapes += [{"srun": [f"--mpi={text}"]}, {"sbatch": {"wckey": text}}, {"sbatch": {text: "x"}}]
+        for shape in shapes:
+            with_this = merged(whole.get(name, {}), shape)
+            with contextlib.suppress(ValidationError):
+                section.model_validate(with_this)
+                whole[name] = with_this
+    # Where a recipe finds another, and two that go with a third.
+    whole["recipe"] = whole.get("recipe", {}) | {"extends": "llama3_debug"}
+    return whole
+
+
+def planned(recipe: dict[str, Any]) -> tuple[Prepared | None, dict[str, Any]]:
+    """A run of a recipe, without the fields that do not fit the others, and what is left of it; None if no script can
+    hold it. Folders that are not there do no harm to a script that is only shown."""
+    for _ in range(20):
+        Path("mine.toml").write_text(tomli_w.dumps(recipe))
+        try:
+            prepared = options.prepare("mine.toml", None, [], "hpc", "mine", None, only_show=True)
+            assert prepared.script
+        except BadInputError as error:
+            text = "\n".join(map(str, error.problems))
+            if "has a control character, which a batch script cannot hold" in text:
+                return None, recipe
+            named = [(name, field) for name, table in recipe.items() for field in table if f"{name}.{field}" in text]
+            assert named, text
+            for name, field in named:
+                del recipe[name][field]
+        else:
+            return prepared, recipe
+    pytest.fail("fields are left that fit no others")
+
+
 @pytest.mark.parametrize("text", (*AWKWARD, *MORE), ids=repr)
 def test_no_string_of_a_recipe_runs_a_command(site: Site, tmp_path: Path, text: str) -> None:
-    whole: dict[str, Any] = {}
-    places = [{field: text} for field in leaves(SlurmSection)]
-    places += [{"srun": [text]}, {"srun": [f"--mpi={text}"]}, {"sbatch": {"wckey": text}}, {"sbatch": {text: "x"}}]
-    count = 0
-    for place in places:
-        with_this = merged(whole, place)
-        try:
-            SlurmSection.model_validate(with_this)
-        except ValidationError:
+    template(EVERYTHING, "everything.sbatch.j2")
+    put({"cluster": {"template": "everything"}, "container": {"image": "x"}})
+    # As a path it also becomes a mount of the container.
+    folder = tmp_path / "of_the_recipe" / f"a{text}"
+    folder.mkdir(parents=True)
+    calls = 0
+    # What matters where it begins a word, or a line, is tried as it is too.
+    for used in (text, str(folder)) if text[:1] in BEGINNINGS or not text.isprintable() else (str(folder),):
+        prepared, recipe = planned(recipe_with(used))
+        one_line = used.isprintable() and used != ""
+        count = sum(map(len, recipe.values()))
+        assert count >= 12 or not one_line, recipe
+        if prepared is None:
+            assert not one_line
             continue
-        whole, count = with_this, count + 1
-    Path("mine.toml").write_text(tomli_w.dumps({"recipe": {"extends": "llama3_debug"}, "slurm": whole}))
-    assert (count >= 7) == (text.isprintable() and text != "")
-    put({})
-
-    site.run(made("mine.toml"))
-
-    assert len(site.calls("srun")) == 1
-    assert not list(tmp_path.rglob("pwned"))
+        calls += 1
+        prepared.run.path.mkdir(parents=True)
+        write_json(prepared.run.plan_file, prepared.plan.to_dict())
+        prepared.run.script_file.write_text(prepared.script)
+        done = site.run(prepared.run)
+        assert "command not found" not in done.stderr
+        assert not list(tmp_path.rglob("pwned")), prepared.script
+        shutil.rmtree(prepared.run.path)
+    assert list((site.folder / "work").iterdir()) == []
+    assert len(site.calls("srun")) == calls > 0
 
 
 @pytest.mark.parametrize("text", (*AWKWARD, *MORE), ids=repr)
@@ -269,7 +322,7 @@ def test_pyxis_gets_image_mounts_and_command(site: Site, tmp_path: Path) -> None
     assert sorted(given[0].removeprefix("--container-mounts=").split(",")) == sorted(mounts)
     variables, *after = words[words.index(given[0]) + 1 :]
     # What the image says of these does not count.
-    assert variables == "--container-env=PYTHONPATH,NCCL_DEBUG"
+    assert variables == "--container-env=PYTHONPATH,PYTHONSAFEPATH,NCCL_DEBUG"
     assert after == ["/opt/my env/python", "-u", "-m", "submitit.core._submit", str(run.submitit_folder)]
     assert words[:2] == ["--kill-on-bad-exit=1", f"--output={run.attempts()[0].path}/rank_%t.log"]
     assert words[2:4] == ["--mpi=none", "--container-image=registry#image:tag"]
@@ -291,6 +344,25 @@ def test_apptainer_gets_image_mounts_and_command(site: Site, tmp_path: Path) -> 
     assert rest == [str(image), *command]
     assert (site.folder / "environment").read_text() == f"{run.attempts()[0].path} 1\n"
     check_outside(run)
+
+
+def test_the_look_at_each_node_is_taken_in_the_container(site: Site) -> None:
+    container = {"image": "registry#image:tag", "python": "/opt/my env/python"}
+    put({"cluster": {"template": "pyxis_efa"}, "container": container, "slurm": {"preflight": True}})
+    run = made()
+    done = site.run(run)
+    [attempt] = run.attempts()
+    # Nobody has answered, which is no node's fault: the ranks are started, and fail.
+    [looking] = [words for words in site.calls("srun") if "look" in words]
+    assert len(site.calls("srun")) == 2
+    assert "--ntasks-per-node=1" in looking
+    assert "--container-image=registry#image:tag" in looking
+    assert looking[-6:] == ["/opt/my env/python", "-m", "titan_slurm.run", "look", str(run.path), str(attempt.path)]
+    assert "preflight: 0 nodes looked at" in done.stdout
+    check_outside(run)
+    # Where nobody wants it, there is nothing of it.
+    put({"cluster": {"template": "pyxis_efa"}, "container": container})
+    assert "preflight" not in made(name="other").script_file.read_text()
 
 
 def test_a_mount_for_reading_is_not_enough_for_the_run(cli: CommandLine) -> None:
@@ -376,14 +448,32 @@ def test_what_a_site_has_to_say_is_in_the_script(site: Site, tmp_path: Path) -> 
     assert words[2] == "python"
 
 
-@pytest.mark.parametrize("broken", ["module", "conda"])
-def test_a_job_whose_environment_is_not_to_be_had_ends_before_it_begins(site: Site, broken: str) -> None:
-    put({"setup": {"modules": ["cuda"], "conda": "mine"}})
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("module", "module load it's"),
+        ("conda", "conda activate mine"),
+        ("python", "beginning an attempt by python"),
+    ],
+)
+def test_a_job_whose_environment_is_not_to_be_had_ends_before_it_begins(
+    site: Site, monkeypatch: pytest.MonkeyPatch, broken: str, said: str
+) -> None:
+    put({"setup": {"modules": ["it's"], "conda": "mine"}})
     site.stand_in(broken, "exit 1")
     run = made()
     assert site.run(run).returncode == 1
     assert site.calls("srun") == []
     assert run.attempts() == []
+    # Slurm knows no more than that the job failed.
+    run.add_job({"job_id": "7", "cluster": "slurm", "time": time.time(), "user": "somebody"})
+    site.stand_in("squeue", "echo '7|FAILED|NonZeroExitCode|n1'")
+    monkeypatch.setenv("PATH", str(site.folder))
+    seen = status(run)
+    assert (seen.state, seen.reason) == (
+        "failed",
+        f"before the attempt began: {said} failed; {run.path}/job.log says why",
+    )
 
 
 def test_the_environment_of_the_profile_trains(site: Site, tmp_path: Path) -> None:

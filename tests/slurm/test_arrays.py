@@ -76,9 +76,8 @@ def test_a_grid_of_twelve_runs_and_a_chain_that_waits_for_one_of_them(cluster: C
         assert len(attempts) == (2 if number < 2 else 1)
         assert {attempt.facts()["job_id"] for attempt in attempts} == {job_of(cluster, name)}
         plan = json.loads((cluster.path(name) / "plan.json").read_text())
-        # One wandb run each, over all attempts; where the cores were too busy to log it in time, the run says so.
-        late = any("wandb has not got every step" in attempt.log_file(0).read_text() for attempt in attempts)
-        assert set(wandb_segments(cluster.path(name))) == {plan["run_id"]} or late
+        # One wandb run each, over all attempts.
+        assert set(wandb_segments(cluster.path(name))) == {plan["run_id"]}
         ids.add(plan["run_id"])
     assert len(ids) == 12
     first = [verdict and verdict["verdict"] for name in names[:2] for verdict in cluster.verdicts(name)]

@@ -4,6 +4,7 @@ Every test trains the debug model on two nodes with two ranks each, and looks at
 back or stayed away, and at the steps that were lost.
 """
 
+import json
 import os
 import random
 import signal
@@ -62,6 +63,18 @@ def preempt(cluster: Cluster, seconds: int = 3) -> str:
 def back(cluster: Cluster, name: str, attempts: int = 2, seconds: float = 300) -> dict[str, Any]:
     """The status of a run whose next attempt has done a step. Slurm lets a requeued job wait for some seconds."""
     return cluster.wait(name, lambda _: _steps_of_attempt(cluster, name, attempts) >= 1, seconds)
+
+
+def check_hours(cluster: Cluster, name: str) -> None:
+    """The hours of a crashed run that has come back, and still runs, are the wall time by this process's clock."""
+    submitted, asked = RunDirectory(cluster.path(name)).jobs()[0]["time"], time.time()
+    report = json.loads(cluster.titan_slurm("report", name, "--json").stdout)
+    hours = {part["name"]: part["seconds"] for part in report["parts"]}
+    assert 0.99 * (asked - submitted) <= sum(hours.values()) <= 1.01 * (time.time() - submitted)
+    assert all(hours[part] > 0 for part in ("queue", "start_up", "training", "saving", "lost"))
+    assert (hours["idle"], hours["hang"]) == (0, 0)
+    assert [row["verdict"] for row in report["attempts"]] == ["crashed", None]
+    assert report["attempts"][1]["end"] is None
 
 
 @pytest.fixture
@@ -138,6 +151,7 @@ def test_a_rank_killed_by_sigkill(cluster: Cluster, cancelled_at_the_end: list[s
     losses: dict[int, float] = {}
     for line in cluster.metrics("killed"):
         assert losses.setdefault(line["step"], line["loss"]) == line["loss"]
+    check_hours(cluster, "killed")
 
 
 def test_a_rank_that_raises(cluster: Cluster, cancelled_at_the_end: list[str], tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_finished_run_goes_on_with_more_steps(cluster: Cluster) -> None:
     assert (status["state"], status["step"], status["attempts"]) == ("completed", 9, 2)
     assert [line["step"] for line in cluster.metrics("more")] == list(range(1, 10))
     # One wandb run over both attempts: the same id in both segments.
-    segments = sorted((cluster.path("more") / "attempts").glob("*/tb/*/wandb/offline-run-*"))
+    segments = sorted((cluster.path("more") / "wandb").glob("offline-run-*"))
     assert len(segments) == 2
     assert len({segment.name.split("-", 3)[3] for segment in segments}) == 1
     # And the same numbers as a run that was never interrupted.

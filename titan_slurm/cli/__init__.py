@@ -13,15 +13,22 @@ from titan_slurm.cli import (
     cluster,
     compare,
     convert,
+    doctor,
+    ensure,
     logs,
     nodes,
     recipes,
     render,
+    report,
     reproduce,
+    requeue,
+    resume,
+    runs,
     status,
     submit,
     templates,
     validate,
+    wandb,
 )
 from titan_slurm.errors import BadInputError
 
@@ -35,13 +42,30 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (submit, render, validate, convert, status, logs, cancel, reproduce, compare):
+for verb in (
+    submit,
+    ensure,
+    render,
+    validate,
+    convert,
+    status,
+    logs,
+    cancel,
+    resume,
+    requeue,
+    reproduce,
+    compare,
+    report,
+    doctor,
+):
     app.command(verb.NAME, help=verb.__doc__)(verb.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(templates.app, name="templates")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(runs.app, name="runs")
 app.add_typer(nodes.app, name="nodes")
+app.add_typer(wandb.app, name="wandb")
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from titan_slurm.launch.place import Place
     from titan_slurm.launch.submit import Prepared
     from titan_slurm.recipe.resolve import ResolvedRecipe
@@ -41,10 +43,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def resolve(
-    recipe: str | None, nodes: int | None, settings: list[str] | None, place: "Place | None" = None
+    recipe: str | None,
+    nodes: int | None,
+    settings: list[str] | None,
+    place: "Place | None" = None,
+    *,
+    own_model: bool = False,
 ) -> "ResolvedRecipe":
-    """The recipe with the command line's values over it, and the place's beneath. Raises BadInputError with every
-    problem."""
+    """The recipe with the command line's values over it, and the place's beneath; `own_model`: a script makes its model
+    itself. Raises BadInputError with every problem."""
     from titan_slurm.errors import BadInputError
     from titan_slurm.launch.place import beneath
     from titan_slurm.recipe.resolve import Override, parse_set
@@ -60,7 +67,7 @@ def resolve(
         raise BadInputError(problems)
     if nodes is not None:
         overrides.append(Override(("slurm", "nodes"), nodes, "--nodes"))
-    return resolve_recipe(recipe, overrides, beneath=beneath(place.profile) if place else {})
+    return resolve_recipe(recipe, overrides, beneath=beneath(place.profile) if place else {}, own_model=own_model)
 
 
 def prepare(
@@ -74,9 +81,13 @@ def prepare(
     resume: bool = False,
     only_show: bool = False,
     without_slurm: str = "local",
+    script: Path | None = None,
+    arguments: "Sequence[str]" = (),
 ) -> "Prepared":
     """Plan a run; its notes say what was chosen for the user. `without_slurm`: the cluster to take where there is none
-    and the user names none."""
+    and the user names none. `script`: a user's, with its `arguments`, in the place of torchtitan's loop."""
+    from titan_slurm.errors import bad_input
+    from titan_slurm.launch import user_script
     from titan_slurm.launch.place import choose
     from titan_slurm.launch.submit import prepare as prepare_run
     from titan_slurm.run.directory import RunDirectory
@@ -87,5 +98,10 @@ def prepare(
     goes_on = resume and name is not None and RunDirectory(runs / name).exists()
     resumed = find_run(str(runs / str(name)), runs).plan() if goes_on else None
     place = choose(cluster, resumed=resumed, without_slurm=without_slurm)
-    resolved = resolve(recipe, nodes, settings, place)
-    return prepare_run(resolved, place=place, runs=runs, name=name, resume=resume, only_show=only_show)
+    own = user_script.named(script, arguments) if script else None
+    if own is None and resumed is not None:
+        own = user_script.of_run(RunDirectory(runs / str(name)), arguments)
+    if arguments and own is None:
+        raise bad_input(" ".join(arguments), "arguments without a script to take them", "--script my_script.py")
+    resolved = resolve(recipe, nodes, settings, place, own_model=own is not None)
+    return prepare_run(resolved, place=place, runs=runs, name=name, resume=resume, only_show=only_show, script=own)

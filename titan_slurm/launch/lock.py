@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,25 @@ _GIT_TIMEOUT_S = 30
 _LARGEST_PATCH_BYTES = 4 * 2**20
 
 
-def write(run: RunDirectory, plan: Plan, resolved: ResolvedRecipe) -> None:
-    """Give the run a copy of the code that runs here, and its lock. What it had of either goes to its history."""
+def write(run: RunDirectory, plan: Plan, resolved: ResolvedRecipe, submitted_with: RunDirectory | None = None) -> None:
+    """Give the run a copy of the code that runs here, and its lock. What it had of either goes to its history.
+
+    `submitted_with`: a new run that was just made by the same command; what is the same for both is taken from it.
+    """
     before = read_json(run.lock_file)
-    take_code(run, PACKAGE)
-    made = submission() | {
+    same = lock_of(submitted_with) if submitted_with else {}
+    if submitted_with:
+        for folder in (submitted_with.code_folder, submitted_with.path / "patches"):
+            if folder.is_dir():
+                shutil.copytree(folder, run.path / folder.name, copy_function=share)
+    else:
+        take_code(run, PACKAGE)
+        code = {"hash": lock.code_hash(copy_of_code(run)), "version": titan_slurm.__version__} | _git(run)
+        same = submission() | {"code": code, "data": {}}
+    made = same | {
         "recipe": {"name": plan.recipe, "version": plan.recipe_version, "hash": content_hash(resolved)},
         "seed": plan.torchtitan.get("debug.seed"),
-        "code": {"hash": lock.code_hash(copy_of_code(run)), "version": titan_slurm.__version__} | _git(run),
-        "data": fingerprints(plan),
+        "data": fingerprints(plan, same["data"]),
     }
     # What the run was begun with is what its later attempts are held against.
     kept = {name: before[name] for name in ("trained", "reproduces") if before and name in before}
@@ -65,6 +76,14 @@ def take_code(run: RunDirectory, package: Path) -> None:
     partial.rename(run.code_folder)
 
 
+def share(source: str, target: str) -> None:
+    """One file in two folders where the file system can do that: nobody changes what is in it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def copy_of_code(run: RunDirectory) -> Path:
     """The package in the run's own copy."""
     return run.code_folder / PACKAGE.name
@@ -83,10 +102,14 @@ def submission() -> dict[str, Any]:
     }
 
 
-def fingerprints(plan: Plan) -> dict[str, Any]:
-    """Name, path and fingerprint of each thing outside the run that it reads; None where it is not on this machine."""
+def fingerprints(plan: Plan, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, path and fingerprint of each thing outside the run that it reads; None where it is not on this machine.
+    `known`: what this function has just said of another plan."""
     found: dict[str, Any] = {}
     for name, (what, path) in _read_by(plan).items():
+        if name in known and (known[name]["name"], known[name]["path"]) == (what, path):
+            found[name] = known[name]
+            continue
         make = lock.tokenizer_fingerprint if name == "tokenizer" else lock.fingerprint
         found[name] = {"name": what, "path": path, "fingerprint": None}
         # The nodes may be allowed to read what this machine is not.

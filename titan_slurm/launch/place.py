@@ -84,6 +84,9 @@ def beneath(profile: "Profile | None") -> dict[Key, Value]:
         put(("slurm", name), value, "slurm", name)
     for name, value in more.items():
         put(("slurm", "sbatch", name), value, "slurm", "sbatch", name)
+    if mail := given.get("notify", {}).get("mail"):
+        put(("slurm", "sbatch", "mail-user"), mail, "notify", "mail")
+        put(("slurm", "sbatch", "mail-type"), "END,FAIL", "notify", "mail")
     for key, (section, name) in _FROM_ELSEWHERE.items():
         if name in given.get(section, {}):
             put(key, given[section][name], section, name)

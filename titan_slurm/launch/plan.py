@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titan_slurm.errors import BadInputError, Problem, did_you_mean
-from titan_slurm.launch import place, weights
+from titan_slurm.launch import place, user_script, weights
 from titan_slurm.recipe import hf_config
 from titan_slurm.recipe.conflicts import needing_gpus
 from titan_slurm.recipe.mapping import (
@@ -21,7 +21,7 @@ from titan_slurm.recipe.mapping import (
 from titan_slurm.recipe.model import TRANSFORMERS, llama_sizes, model_sizes
 from titan_slurm.recipe.resolve import ResolvedRecipe, origin
 from titan_slurm.run.directory import RunDirectory
-from titan_slurm.run.plan import Plan
+from titan_slurm.run.plan import TORCHTITANS_LOOP, Plan
 from titan_slurm.run.redact import holds_secret
 
 if TYPE_CHECKING:
@@ -40,17 +40,20 @@ def make_plan(
     profile: "Profile | None" = None,
     *,
     elsewhere: list[Problem] | None = None,
+    script: user_script.UserScript | None = None,
 ) -> Plan:
     """The plan of a run that is to stand at `run`. Raises BadInputError with everything that cannot work here; where
-    `elsewhere` is given, for a script that is only shown, it is added there instead."""
-    problems: list[Problem] = []
+    `elsewhere` is given, for a script that is only shown, it is added there instead. `script`: what trains in the place
+    of torchtitan's loop."""
+    problems: list[Problem] = user_script.problems_with(script, resolved) if script else []
     recipe, layout = resolved.recipe, resolved.layout
     device = _device(resolved, cluster, problems)
     torchtitan = torchtitan_values(recipe, layout, resolved.torchtitan, device=device)
     torchtitan["checkpoint.folder"] = str(_save_folder(resolved, run, problems))
     torchtitan |= _start_from(resolved, problems)
     data = _data(resolved, problems)
-    model = _model(resolved, problems)
+    # A script makes its model itself.
+    model = {"name": "script"} if script else _model(resolved, problems)
     mounts: list[str] = []
     if profile is not None:
         mounts, unseen = place.mounts(profile, run, [data, model, torchtitan])
@@ -82,6 +85,8 @@ def make_plan(
         profile=place.frozen(profile, mounts) if profile else None,
         float8=float8_values(recipe),
         export_to_hf=recipe.checkpointing.export_to_hf,
+        life=user_script.LIFE if script else TORCHTITANS_LOOP,
+        script=script.planned() if script else None,
     )
 
 

@@ -1,7 +1,6 @@
 """A run made again from its lock: the same plan, code, seed and data, in a run of its own that begins at step 0."""
 
 import contextlib
-import os
 import secrets
 import shutil
 import sys
@@ -116,8 +115,10 @@ def _fill(run: RunDirectory, prepared: Reproduction) -> None:
     locks.take_code(run, locks.copy_of_code(source))
     if (source.path / "patches").is_dir():
         shutil.copytree(source.path / "patches", run.path / "patches")
+    if prepared.plan.script:
+        shutil.copytree(source.path / "training_script", run.path / "training_script")
     if source.assets_folder.is_dir() and not _asset_problems(source, locked):
-        shutil.copytree(source.assets_folder, run.assets_folder, copy_function=_share)
+        shutil.copytree(source.assets_folder, run.assets_folder, copy_function=locks.share)
     original = {"name": source.name, "path": str(source.path), "trained": locked.get("trained", {})}
     kept = {name: locked[name] for name in ("recipe", "seed", "code", "data")}
     locks.put(run, locks.submission() | kept | {"reproduces": original})
@@ -133,14 +134,6 @@ def _write_recipe(run: RunDirectory, prepared: Reproduction) -> None:
         tables.setdefault("training", {})["max_steps"] = prepared.plan.max_steps
         text = tomli_w.dumps(tables)
     write_atomic(run.recipe_file, text)
-
-
-def _share(source: str, target: str) -> None:
-    """One file in two folders where the file system can do that: nobody changes what is in it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _differences(source: RunDirectory, locked: dict[str, Any], plan: Plan) -> list[str]:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from titan_slurm.cluster.state import RunStatus
+from titan_slurm.cluster.state import NO_ANSWER, RunStatus, status
 from titan_slurm.errors import BadInputError, Problem, bad_input
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
@@ -67,17 +67,41 @@ def plan_to_go_on(run: RunDirectory, plan: Plan) -> tuple[Plan, list[str]]:
     return dataclasses.replace(plan, run_id=before.run_id), notes
 
 
-def check_resumable(run: RunDirectory, now: RunStatus, plan: Plan) -> None:
+def resume(run: RunDirectory) -> dict[str, Any]:
+    """Submit the next job of a run by the plan and the script that it has. Returns the job's record.
+
+    Raises BadInputError if the run is in the scheduler's hands, or may be, if it has nothing left to do, and if the
+    scheduler refuses.
+    """
+    from titan_slurm.cluster import lost
+    from titan_slurm.launch.submit import NoAnswerError, submit_job
+
+    try:
+        with run.lock() as held:
+            now = status(run) if lost.settle(run) else None
+            if now is None or now.reason == NO_ANSWER:
+                raise NoAnswerError(f"run {run.name} may have a job", may_have_job=True)
+            check_resumable(run, now, run.plan(), "")
+            run.cancel_file.unlink(missing_ok=True)
+            return submit_job(run.plan(), run, held, resumed=True)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and run.exists():
+            raise
+        why = f"cannot write {error.filename}: {error.strerror}" if run.exists() else "it has been removed"
+        raise bad_input("", f"run {run.name} cannot go on: {why}") from None
+
+
+def check_resumable(run: RunDirectory, now: RunStatus, plan: Plan, where: str = "--resume") -> None:
     """Raises BadInputError if the run is in the scheduler's hands, or has nothing left to do."""
     if now.is_active:
         hint = f"titan-slurm cancel {run.name}"
-        raise bad_input("--resume", f"run {run.name} is {now.state} as job {now.job_id}; end that first", hint)
+        raise bad_input(where, f"run {run.name} is {now.state} as job {now.job_id}; end that first", hint)
     to_export = plan.export_to_hf and not (run.export_folder / f"step-{plan.max_steps}").is_dir()
     if to_export and plan.max_steps == run.plan().max_steps:
         return
     if now.state == "completed" and plan.max_steps <= run.plan().max_steps:
-        hint = f"--set training.max_steps={2 * plan.max_steps}"
-        raise bad_input("--resume", f"run {run.name} has done all of its {run.plan().max_steps} steps", hint)
+        hint = f"{'' if where else 'submit --resume '}--set training.max_steps={2 * plan.max_steps}"
+        raise bad_input(where, f"run {run.name} has done all of its {run.plan().max_steps} steps", hint)
 
 
 def _differences(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:
@@ -87,6 +111,7 @@ def _differences(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:
         "the data": (before.data, after.data),
         "the optimizer": (before.optimizer, after.optimizer),
         "float8": (before.float8, after.float8),
+        "what trains": (before.life, after.life),
     }
     may_change = _MAY_CHANGE + (_MAY_CHANGE_IF_MAP_STYLE if before.data["map_style"] else ())
     if not before.data["map_style"]:

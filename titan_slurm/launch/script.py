@@ -1,8 +1,11 @@
 """A plan and a template → the text of the batch script. A pure function: it needs no Slurm and writes nothing."""
 
+import functools
 import os
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +32,9 @@ def template_for(plan: Plan) -> find.Found:
         raise BadInputError(problems) from None
 
 
-def render(plan: Plan, run: RunDirectory, command: str) -> str:
-    """The batch script that runs `command` once per rank. Raises BadInputError for a template that cannot be used."""
+def render(plan: Plan, run: RunDirectory, command: str, sbatch: Mapping[str, Any] | None = None) -> str:
+    """The batch script that runs `command` once per rank. `sbatch`: its options, where they are not the run's own.
+    Raises BadInputError for a template that cannot be used."""
     import jinja2
 
     if ":" in str(run.path):
@@ -43,9 +47,10 @@ def render(plan: Plan, run: RunDirectory, command: str) -> str:
         "name": plan.name,
         "python": python(plan),
         "command": command,
-        "sbatch": sbatch_options(plan, run),
+        "sbatch": sbatch_options(plan, run) if sbatch is None else sbatch,
         "srun": [*(_given(plan, "slurm", "srun") or []), *plan.slurm["srun"]],
         "wrapper": [],
+        "look": _look(plan),
         "threads": max(1, (os.cpu_count() or 1) // plan.layout.world_size),
     }
     context |= _site(plan)
@@ -69,6 +74,58 @@ def render(plan: Plan, run: RunDirectory, command: str) -> str:
 _NO_CONTAINER = "this template is for a cluster profile with a [container]"
 
 
+@dataclass(frozen=True)
+class Array:
+    """A job array: what it is called, how many tasks it has, and how many of them may run at a time (None: as many as
+    Slurm lets). The comment is for all of its jobs."""
+
+    name: str
+    comment: str
+    tasks: int
+    at_once: int | None
+
+    @property
+    def digits(self) -> int:
+        """How many digits the numbers of its runs have: then they are in order by name too."""
+        return len(str(self.tasks - 1))
+
+    def run_name(self, task: int) -> str:
+        """The name of a task's run."""
+        return f"{self.name}-{task:0{self.digits}d}"
+
+
+def array_script(plan: Plan, run: RunDirectory, array: Array) -> str:
+    """The batch script of a job array whose first task is this run: what the run's own script would tell sbatch by the
+    array's options, and then, for each task, the script of its run."""
+    directives = []
+    for line in render(plan, run, "true", array_options(plan, run, array)).splitlines():
+        # As sbatch itself, which reads none after the first command.
+        if line and not line.startswith("#"):
+            break
+        directives += [line] if line.startswith("#SBATCH") else []
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *directives,
+            "",
+            "# Each task is a run of its own.",
+            f'printf -v task %0{array.digits}d "$SLURM_ARRAY_TASK_ID"',
+            f'exec bash {shlex.quote(str(run.path.with_name(array.name)))}-"$task"/job.sh',
+            "",
+        ]
+    )
+
+
+def array_options(plan: Plan, run: RunDirectory, array: Array) -> dict[str, Any]:
+    """Options of sbatch for a job array whose first task is this run."""
+    log = str(run.path.with_name(array.name)).replace("%", "%%") + f"-%{array.digits}a/job.log"
+    own = {"job-name": array.name, "comment": array.comment, "output": log}
+    options = {name: own.get(name, value) for name, value in sbatch_options(plan, run).items()}
+    return options | {"array": f"0-{array.tasks - 1}" + (f"%{array.at_once}" if array.at_once else "")}
+
+
+# A template is read once, however many scripts are made from it; when its file changes, jinja2 reads it again.
+@functools.cache
 def environment_of(template: find.Found) -> "jinja2.Environment":
     """What a template is rendered with: where it finds others, and its filters."""
     import jinja2
@@ -114,6 +171,12 @@ def python_of_ranks(plan: Plan) -> str:
     return _given(plan, "container", "python") or "python3"
 
 
+def _look(plan: Plan) -> str:
+    """What one task on each node runs to look at it, ready for the shell; empty where nobody looks."""
+    wanted = plan.cluster == "slurm" and plan.slurm.get("preflight")
+    return f"{shlex.quote(python_of_ranks(plan))} -m titan_slurm.run look" if wanted else ""
+
+
 def sbatch_options(plan: Plan, run: RunDirectory) -> dict[str, Any]:
     """Options of sbatch by their long names, in the order of the script. True is an option without a value."""
     slurm, layout = plan.slurm, plan.layout
@@ -124,8 +187,7 @@ def sbatch_options(plan: Plan, run: RunDirectory) -> dict[str, Any]:
     request = _given(plan, "slurm", "gpu_request") or "gpus-per-node"
     options = {
         "job-name": plan.name,
-        # By this a job is found whose submission was cut short before it was written down.
-        "comment": f"titan-slurm {plan.run_id}",
+        "comment": plan.job_comment,
         "nodes": layout.nodes,
         "ntasks-per-node": layout.tasks_per_node,
         "gpus-per-node": (gpus or None) if request == "gpus-per-node" else None,

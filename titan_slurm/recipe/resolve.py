@@ -35,6 +35,8 @@ ENVIRONMENT: dict[str, Key] = {
     "SBATCH_TIMELIMIT": ("slurm", "time"),
 }
 CONFIG_PATH_VARIABLE = "TORCHTITAN_CONFIG_PATH"
+# Where values stand that a program hands over as tables.
+TABLES = "job_config"
 
 # Fields of which one says all: a layer that sets one of them replaces what the layers below say by any of them.
 _ONE_THING: tuple[tuple[Key, ...], ...] = (
@@ -93,23 +95,31 @@ def parse_set(text: str) -> Override:
 
 
 def resolve(
-    name: str | None,
+    name: str | Mapping[str, Any] | None,
     overrides: Iterable[Override] = (),
     environment: Mapping[str, str] = os.environ,
     beneath: Mapping[Key, Value] | None = None,
+    *,
+    own_model: bool = False,
 ) -> ResolvedRecipe:
-    """Find, read, merge and check a recipe; `name` may be left out where the environment names one. What lies `beneath`
-    holds where nothing else is said.
+    """Find, read, merge and check a recipe; `name` may be left out where the environment names one, or be a recipe's
+    tables themselves. What lies `beneath` holds where nothing else is said. `own_model`: a script makes its model
+    itself, and the recipe need not name one.
 
     Raises BadInputError with every problem that was found.
     """
     name = name or environment.get(CONFIG_PATH_VARIABLE)
     if not name:
         raise bad_input("", "no recipe was named", f"give a recipe, or set {CONFIG_PATH_VARIABLE}")
-    found = find.recipe_file(name)
+    if isinstance(name, str):
+        found = find.recipe_file(name)
+        first = toml.read(found.path)
+    else:
+        found = find.Found(Path(TABLES), "path")
+        first = toml.TomlFile(found.path, dict(name), {})
     merged = dict(beneath or {})
     problems: list[Problem] = []
-    for file in _with_bases(found):
+    for file in _with_bases(first):
         # What a base says of itself (its name, its version) is not said of the recipe that extends it.
         about, merged = _split(merged, "recipe")
         problems += _parts(about)[1]
@@ -118,7 +128,7 @@ def resolve(
         _lay_over(merged, layer)
     recipe = _validate(merged, problems)
     problems += _torchtitan_problems(merged, activation_checkpointing(recipe) if recipe else None)
-    layout = _check(recipe, found.path, merged, problems) if recipe else None
+    layout = _check(recipe, found.path, merged, problems, own_model=own_model) if recipe else None
     if problems or recipe is None or layout is None:
         raise BadInputError(problems)
     recipe_name = recipe.recipe.name or found.name
@@ -146,14 +156,13 @@ def origin(values: Mapping[Key, Value], key: Key) -> str | None:
     return next((value.origin for table in tables for at, value in values.items() if at[: len(table)] == table), None)
 
 
-def _with_bases(found: find.Found) -> list[toml.TomlFile]:
-    """The recipe's file and what it extends, the farthest base first."""
+def _with_bases(file: toml.TomlFile) -> list[toml.TomlFile]:
+    """The recipe and what it extends, the farthest base first."""
     files: list[toml.TomlFile] = []
     seen: list[Path] = []
     while True:
-        files.insert(0, toml.read(found.path))
-        seen.append(found.path.resolve())
-        file = files[0]
+        files.insert(0, file)
+        seen.append(file.path.resolve())
         about = file.tables.get("recipe")
         base = about.get("extends") if isinstance(about, dict) else None
         if not isinstance(base, str):
@@ -168,6 +177,7 @@ def _with_bases(found: find.Found) -> list[toml.TomlFile]:
         if found.path.resolve() in seen:
             chain = " → ".join(path.name for path in (*seen, found.path))
             raise bad_input(where, f"the recipe extends itself: {chain}")
+        file = toml.read(found.path)
 
 
 def _file_layer(file: toml.TomlFile) -> dict[Key, Value]:
@@ -241,7 +251,9 @@ def _torchtitan_problems(merged: dict[Key, Value], activation_checkpointing: str
                 yield Problem(value.origin, *wrong)
 
 
-def _check(recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[Problem]) -> Layout | None:
+def _check(
+    recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[Problem], *, own_model: bool
+) -> Layout | None:
     """Everything that takes more than one field to see."""
 
     def problem(section: str, field: str, what: str, hint: str = "") -> None:
@@ -249,7 +261,8 @@ def _check(recipe: Recipe, path: Path, merged: dict[Key, Value], problems: list[
         problems.append(Problem(where, f"{section}.{field}: {what}", hint))
 
     _check_one_thing(recipe, problem)
-    _check_model_name(recipe, problem)
+    if not own_model or any(key[0] == "model" for key in merged):
+        _check_model_name(recipe, problem)
     _check_data(recipe, problem)
     schedules = torchtitan_schema()["pipeline_schedules"]
     if recipe.parallelism.pipeline_schedule not in schedules:

@@ -213,7 +213,9 @@ class WandbSection(Section):
     entity: str = ""
     group: str = ""
     tags: list[Text] = Field(default_factory=list)
-    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: offline where there is no key")
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: WANDB_MODE if that is set; else offline where there is no key"
+    )
 
 
 class SlurmSection(Placement):

@@ -116,8 +116,8 @@ class Rank:
         torch.distributed.destroy_process_group()
 
     def meet(self, plan: Plan, trains: str) -> "Watchdog":
-        """Import the module that `trains`, find the other ranks, and have the run's data ready. Returns the watchdog, at
-        work."""
+        """Import the module that `trains`, find the other ranks, and have the run's data ready. Returns the watchdog,
+        at work."""
         if plan.device == "cpu":
             from titan_slurm.train import cpu
 

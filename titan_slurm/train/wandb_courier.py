@@ -23,7 +23,8 @@ ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
 FINISHED, STOPPED = "finished", "stopped"
 
 # A run that is over holds its nodes no longer than that for the last steps to arrive; `wandb sync` can send them too.
-_FINISHED_S = 10.0
+# Offline nothing is waited for but this machine, and a short run is over before wandb has started.
+_FINISHED_S = {ONLINE: 10.0, OFFLINE: 60.0}
 _STOPPED_S = 5.0
 # SIGTERM goes to every process of a Slurm step, and ends wandb's; what that has not sent is to be sent before the stop.
 # Later failures are those of a network, say, which takes its time to come back.
@@ -61,6 +62,7 @@ class Courier:
     def __init__(self, run: RunDirectory, attempt: Attempt, mode: str) -> None:
         self._run = run
         self._attempt = attempt
+        self._mode = mode
         self._command = [sys.executable, "-m", "titan_slurm.train.wandb_sender", "follow"]
         self._command += [str(run.path), mode, str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,7 +76,7 @@ class Courier:
 
     def finish(self, *, stopped: bool, seconds_left: float | None) -> None:
         """The training has ended: wait for the last steps to be sent, for some seconds at most."""
-        bound = _STOPPED_S if stopped else _FINISHED_S
+        bound = _STOPPED_S if stopped else _FINISHED_S[self._mode]
         if seconds_left is not None:
             bound = max(0.0, min(bound, seconds_left))
         with self._lock:

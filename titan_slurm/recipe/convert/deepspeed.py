@@ -179,7 +179,7 @@ _MISSING = {
     "curriculum_learning": "torchtitan has no curriculum and no sampling by difficulty",
     "hybrid_engine": "torchtitan only trains; it generates nothing",
     "comms_logger": "[torchtitan] profiler.enable_profiling shows all communication",
-    "tensorboard": "TensorBoard's files are in the attempt's folder",
+    "tensorboard": "TensorBoard's files are in the run's folder, in tensorboard",
     "comet": "wandb is what runs are logged to",
     "wandb": "no such setting of wandb",
     "compile": "[compile] has enabled and backend",
