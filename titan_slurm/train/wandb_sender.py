@@ -162,7 +162,9 @@ def last_step_offline(folder: Path) -> int:
     # Steps only rise, so that the segment that was written last decides; an attempt may have logged none.
     for segment in sorted(folder.glob(_SEGMENTS), key=lambda path: path.stat().st_mtime, reverse=True):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as reader:
+        # It writes a log of its own, elsewhere into the folder that it is called in.
+        environment = os.environ | {"WANDB_DIR": str(folder.parent)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment) as reader:
             assert reader.stdout is not None
             last = max((_step(line) for line in reader.stdout if b'"type":"history"' in line), default=_NO_STEP)
         if reader.returncode:
