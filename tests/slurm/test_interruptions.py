@@ -158,7 +158,7 @@ def test_a_rank_that_raises(cluster: Cluster, cancelled_at_the_end: list[str], t
     cancelled_at_the_end.append("raising")
     # An error out of the blue, in the middle of whatever rank 1 does when the file appears.
     (tmp_path / "sitecustomize.py").write_text(
-        "import ctypes, os, pathlib, threading, time\n"
+        "import ctypes, os, pathlib, sys, threading, time\n"
         "def wait():\n"
         "    while not pathlib.Path(os.environ['RAISE_WHEN']).exists(): time.sleep(0.05)\n"
         "    pathlib.Path(os.environ['RAISE_WHEN']).unlink()\n"
@@ -167,7 +167,9 @@ def test_a_rank_that_raises(cluster: Cluster, cancelled_at_the_end: list[str], t
         "    while not list(pathlib.Path(os.environ['TITAN_SLURM_ATTEMPT']).glob('error_rank_1*')):\n"
         "        ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(ArithmeticError))\n"
         "        time.sleep(5)\n"
-        "if os.environ.get('SLURM_PROCID') == '1': threading.Thread(target=wait, daemon=True).start()\n"
+        # The rank itself, and no other process that Python starts for it.
+        "if os.environ.get('SLURM_PROCID') == '1' and 'submitit.core._submit' in sys.orig_argv:\n"
+        "    threading.Thread(target=wait, daemon=True).start()\n"
     )
     trigger = tmp_path / "now"
     faulty = cluster.with_environment(PYTHONPATH=str(tmp_path), RAISE_WHEN=str(trigger))
