@@ -33,13 +33,14 @@ def left_alone(cluster: Cluster) -> Callable[[str], str]:
     return run
 
 
-@pytest.mark.parametrize(("workers", "async_mode"), [(0, "disabled"), (2, "async")])
+@pytest.mark.parametrize("async_mode", ["disabled", "async"])
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_stopped_run_equals_one_that_was_left_alone(
     cluster: Cluster, left_alone: Callable[[str], str], layout: str, workers: int, async_mode: str
 ) -> None:
     nodes, settings = LAYOUTS[layout]
-    stopped = f"stopped-{layout}-{workers}"
+    stopped = f"stopped-{layout}-{workers}-{async_mode}"
     more = (f"data.num_workers={workers}", f"checkpointing.async_mode={async_mode}")
     cluster.submit(stopped, *FORTY, *settings, *more, nodes=nodes)
     status = cluster.wait(stopped, lambda status: status["step"] >= 4)
