@@ -1,4 +1,5 @@
-"""A real Slurm for the tests in this folder: four nodes on this machine, one cluster for the whole session."""
+"""A real Slurm for the tests in this folder: four nodes on this machine, one cluster for the whole session, and a home
+in it for each file."""
 
 import contextlib
 import json
@@ -44,19 +45,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Cluster:
     """The cluster, and titan-slurm as a user of it."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], home: Path) -> None:
         self.folder = folder
-        self.environment = environment
+        self.environment = environment | {"HOME": str(home)}
+        self.home = home
 
     def with_environment(self, **more: str) -> "Cluster":
         """The same cluster, for a user with more in the environment."""
-        return Cluster(self.folder, self.environment | more)
+        return Cluster(self.folder, self.environment | more, self.home)
+
+    def of_user(self, name: str) -> "Cluster":
+        """The same cluster, for a user who starts with nothing: no runs, profiles or templates."""
+        home = self.folder.parent / name
+        home.mkdir()
+        return Cluster(self.folder, self.environment, home)
+
+    def clear(self) -> None:
+        """End every job, and wait until it has left the nodes."""
+        self.run("scancel", "--user=root")
+        deadline = time.monotonic() + 120
+        while left := self.run("squeue", "--noheader").stdout:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.3)
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command that can reach the cluster."""
-        done = subprocess.run(
-            command, env=self.environment, cwd=self.folder.parent, capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True, timeout=120)
         assert not check or done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -110,7 +124,7 @@ class Cluster:
 
     def path(self, name: str) -> Path:
         """The run's directory."""
-        return self.folder.parent / "runs" / name
+        return self.home / "runs" / name
 
     def tool(self, verb: str, *arguments: str) -> None:
         """Call tools/slurm-cluster for this cluster."""
@@ -130,10 +144,18 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def slurm() -> Iterator[Cluster]:
     """A cluster of four nodes with two CPU ranks each; taken down, with every job on it, at the end."""
     with brought_up("--nodes", "4") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(slurm: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The cluster as it is for the tests of one file, which find no run, profile, template or job of another's."""
+    made = slurm.of_user(request.module.__name__.rpartition(".")[2])
+    yield made
+    made.clear()
 
 
 @contextlib.contextmanager
@@ -157,7 +179,7 @@ def brought_up(*options: str) -> Iterator[Cluster]:
         }
         exports = dict(line.removeprefix("export ").split("=", 1) for line in up.stdout.splitlines())
         exports = {name: shlex.split(value)[0] for name, value in exports.items()}
-        yield Cluster(folder, clean | exports | {"HOME": str(base), "OMP_NUM_THREADS": "1"})
+        yield Cluster(folder, clean | exports | {"OMP_NUM_THREADS": "1"}, base)
     finally:
         subprocess.run([TOOL, "down", folder], capture_output=True, timeout=60, check=False)
         shutil.rmtree(base, ignore_errors=True)

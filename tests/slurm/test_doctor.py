@@ -47,7 +47,7 @@ class Site:
     @property
     def base(self) -> Path:
         """Where a user of the cluster works, with the folders of runs and of profiles in it."""
-        return self.cluster.folder.parent
+        return self.cluster.home
 
     def profile(self, name: str, **tables: Any) -> str:
         """Make a profile. Returns its name."""

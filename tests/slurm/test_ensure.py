@@ -87,7 +87,7 @@ def site(cluster: Cluster, name: str, launch: str, **profile: object) -> tuple[s
         ),
         ("clusters", tomli_w.dumps({"cluster": {"template": name}} | profile)),
     ):
-        path = cluster.folder.parent / folder / f"{name}{'.sbatch.j2' if folder == 'templates' else '.toml'}"
+        path = cluster.home / folder / f"{name}{'.sbatch.j2' if folder == 'templates' else '.toml'}"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     return ("llama3_debug", "--cluster", name, "--name", name)
@@ -150,7 +150,7 @@ def test_without_a_controller_nothing_changes(cluster: Cluster, monkeypatch: pyt
 def ensure_here(cluster: Cluster, *arguments: str) -> tuple[int, str, str]:
     """Exit code, output and errors of `ensure` in this process."""
     out, err, words = io.StringIO(), io.StringIO(), ["titan-slurm", "ensure", *arguments]
-    runs = str(cluster.folder.parent / "runs")
+    runs = str(cluster.home / "runs")
     with (
         mock.patch.dict(os.environ, cluster.environment | {"TITAN_SLURM_RUNS": runs}, clear=True),
         mock.patch.object(sys, "argv", words),
@@ -164,7 +164,7 @@ def ensure_here(cluster: Cluster, *arguments: str) -> tuple[int, str, str]:
 
 def killed(cluster: Cluster, name: str, script: str, *, verb: str = "submit") -> None:
     """Submit a held run by a process that is killed for good while sbatch is at work, which `script` stands for."""
-    folder = cluster.folder.parent / f"bin-{name}"
+    folder = cluster.home / f"bin-{name}"
     folder.mkdir()
     wrapper = folder / "sbatch"
     real = cluster.run("bash", "-c", "command -v sbatch").stdout.strip()
@@ -214,7 +214,7 @@ def test_an_sbatch_that_outlives_its_caller_is_waited_for(cluster: Cluster) -> N
 
 
 def test_each_end_of_a_run(cluster: Cluster) -> None:
-    told = cluster.folder.parent / "told"
+    told = cluster.home / "told"
     notify = {"mail": "ada@lab.org", "command": ["cp", "/dev/stdin", str(told)]}
     by_name = {
         "finished": site(cluster, "finished", FINISH, notify=notify),

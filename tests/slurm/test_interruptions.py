@@ -179,7 +179,8 @@ def test_a_rank_that_raises(cluster: Cluster, cancelled_at_the_end: list[str], t
     first = cluster.verdicts("raising")[0]
     assert first is not None
     assert first["verdict"] == "crashed"
-    assert "rank 1 on n1: ArithmeticError" in first["reason"]
+    node = RunDirectory(cluster.path("raising")).attempts()[0].hosts()[1]
+    assert f"rank 1 on {node}: ArithmeticError" in first["reason"]
     assert len(steps(cluster, "raising")) - len(set(steps(cluster, "raising"))) <= 4
 
 

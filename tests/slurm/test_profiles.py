@@ -14,7 +14,7 @@ from tests.slurm.conftest import SMALL, Cluster
 
 def put(cluster: Cluster, name: str, tables: dict[str, object]) -> None:
     """A profile of that name for whoever works beside the cluster's folder."""
-    path = cluster.folder.parent / "clusters" / f"{name}.toml"
+    path = cluster.home / "clusters" / f"{name}.toml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(tomli_w.dumps(tables))
 
@@ -37,7 +37,7 @@ def test_the_profile_that_init_writes_works_unedited(cluster: Cluster) -> None:
 
 
 def test_a_plain_site_trains_and_goes_on_where_it_was(cluster: Cluster) -> None:
-    scratch = cluster.folder.parent / "my scratch"
+    scratch = cluster.home / "my scratch"
     put(
         cluster,
         "plain",
@@ -45,13 +45,13 @@ def test_a_plain_site_trains_and_goes_on_where_it_was(cluster: Cluster) -> None:
             "cluster": {"template": "plain"},
             "slurm": {"partition": "high", "srun": ["--mpi=none"], "sbatch": {"nice": 7}},
             "environment": {"HOW": "it's $HOME"},
-            "paths": {"shared": [str(cluster.folder.parent)], "scratch": str(scratch)},
+            "paths": {"shared": [str(cluster.home)], "scratch": str(scratch)},
         },
     )
     cluster.submit("plain-site", "training.max_steps=1", more=("--cluster", "plain"))
     assert cluster.wait_for_end("plain-site")["state"] == "completed"
     # The profile's file is not asked again.
-    (cluster.folder.parent / "clusters" / "plain.toml").unlink()
+    (cluster.home / "clusters" / "plain.toml").unlink()
     recipe = str(cluster.path("plain-site") / "recipe.toml")
     again = ("--name", "plain-site", "--resume", "--set", "training.max_steps=2")
     cluster.titan_slurm("submit", recipe, *again)
@@ -65,7 +65,7 @@ def test_a_plain_site_trains_and_goes_on_where_it_was(cluster: Cluster) -> None:
 
 def test_slurm_reads_a_directive_as_it_was_meant(cluster: Cluster) -> None:
     text = " ".join(AWKWARD)
-    recipe = cluster.folder.parent / "awkward.toml"
+    recipe = cluster.home / "awkward.toml"
     sbatch = {"hold": True, "mail-type": "END", "mail-user": text}
     recipe.write_text(tomli_w.dumps({"recipe": {"extends": "llama3_debug"}, "slurm": {"sbatch": sbatch}}))
     cluster.titan_slurm("submit", str(recipe), "--name", "awkward")
@@ -88,7 +88,7 @@ def test_every_template_is_taken_by_sbatch(cluster: Cluster) -> None:
 
 @pytest.mark.skipif(shutil.which("apptainer") is None, reason="Debian 12 has no package of Apptainer")
 def test_ranks_train_in_an_apptainer_container(cluster: Cluster) -> None:
-    base = cluster.folder.parent
+    base = cluster.home
     # As good as an image with titan-slurm in it: everything but one file comes from this machine.
     image = base / "image"
     for folder in ("dev", "etc", "opt", "proc", "root", "sys", "tmp", "usr"):

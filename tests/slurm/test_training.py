@@ -113,13 +113,13 @@ def test_status_without_accounting(cluster: Cluster) -> None:
     cluster.submit("plain", "training.max_steps=1")
     assert cluster.wait_for_end("plain")["state"] == "completed"
     # A site without slurmdbd answers sacct with an error; nothing may depend on it.
-    broken = {**cluster.environment, "PATH": f"{_without_sacct(cluster)}:/usr/bin:/bin"}
-    status = json.loads(Cluster(cluster.folder, broken).titan_slurm("status", "plain", "--json").stdout)
+    broken = cluster.with_environment(PATH=f"{_without_sacct(cluster)}:/usr/bin:/bin")
+    status = json.loads(broken.titan_slurm("status", "plain", "--json").stdout)
     assert status["state"] == "completed"
 
 
 def _without_sacct(cluster: Cluster) -> Path:
-    folder = cluster.folder.parent / "no-accounting"
+    folder = cluster.home / "no-accounting"
     folder.mkdir(exist_ok=True)
     sacct = folder / "sacct"
     sacct.write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n")
