@@ -1,7 +1,7 @@
 """How far a script has come: steps, place in the data, and what happens between two steps. The script's own loop calls
 it, through the data loader that it iterates and through `should_stop`."""
 
-import logging
+import functools
 import signal
 import time
 from collections.abc import Iterator
@@ -17,8 +17,6 @@ from titan_slurm.run import events
 from titan_slurm.run.checkpoints import newest_committed_step
 from titan_slurm.train import committed
 from titan_slurm.train.agreement import PendingAnswer, agreement
-
-_logger = logging.getLogger()
 
 
 class Progress:
@@ -99,8 +97,11 @@ class Progress:
             self._tell(self._session)
         asked = self._pending.result() if self._pending else 0
         self._pending = None
-        if asked and not self.is_done():
-            self._leave(signal.Signals(asked).name)
+        if self._session and asked and not self.is_done():
+            self.stopped = self._session.stopped = True
+            stop = self._session.stop
+            why_not_save = functools.partial(committed.why_not_save, self.folder, stop)
+            stop.leave(signal.Signals(asked).name, self.step, why_not_save, functools.partial(self.save, self.folder))
         elif self.step % self._plan.save_interval == 0 or self.is_done():
             self.save(self.folder)
         if not self.is_done():
@@ -172,22 +173,6 @@ class Progress:
         if session.last_step is None:
             session.events.add(events.FIRST_STEP, step=self.step)
         session.last_step = self.step
-
-    def _leave(self, asked: str) -> None:
-        """Save at this step, on all ranks or on none, and say so."""
-        session = self._session
-        assert session is not None
-        if not session.stop.asked:
-            # Only other ranks have heard of it.
-            session.events.add(events.STOP_ASKED, step=self.step, signal=asked)
-        self.stopped = session.stopped = True
-        why = committed.why_not_save(self.folder, session.stop)
-        if not why:
-            _logger.info(f"{asked}: saving at step {self.step} before leaving")
-            self.save(self.folder)
-        if committed.is_rank_0():
-            session.attempt.stop(asked, self.step, saved=not why, why=why)
-        _logger.info(f"{asked}: leaving at step {self.step}" + (f" without saving: {why}" if why else ""))
 
     def _finish(self) -> None:
         """The script has ended: the last step always has a checkpoint."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from titan_slurm.cli import options
+from titan_slurm.cli import options, select
 
 app = typer.Typer(
     help="A run's curve in wandb: sending what its server has not got yet.",
@@ -31,19 +31,10 @@ def sync(
     import subprocess
     import sys
 
-    from titan_slurm.errors import BadInputError
-    from titan_slurm.run.find import find_run, runs_folder
+    from titan_slurm.run.find import runs_folder
 
-    found, problems = [], []
-    for run in runs:
-        try:
-            found.append(find_run(run, runs_folder(runs_dir)))
-        except BadInputError as error:
-            problems += error.problems
-    if problems:
-        raise BadInputError(problems)
     codes = [0]
-    for each in found:
+    for each in select.by_names(runs, runs_folder(runs_dir)):
         # A process of its own: wandb is imported in no other verb, and may hang.
         command = [sys.executable, "-m", "titan_slurm.train.wandb_sender", "sync", str(each.path)]
         codes.append(subprocess.run(command, check=False).returncode)

@@ -1,12 +1,12 @@
 """Ending runs: the user's wish is written down first, so that it holds whatever the scheduler makes of it."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from titan_slurm.cluster import local, slurm
 from titan_slurm.cluster.state import RunStatus, statuses
+from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.verdict import CANCELLED
 
@@ -35,11 +35,6 @@ def cancel(runs: Sequence[RunDirectory]) -> list[Outcome]:
         elif refused := [job_id for job_id in jobs[run.path] if job_id in complaints]:
             errors[run.path] = f"scancel {' '.join(refused)}: {complaints[refused[0]]}"
     return [_outcome(now, errors.get(run.path, "")) for run, now in found]
-
-
-def user() -> str:
-    """Who wishes it."""
-    return os.environ.get("USER") or str(os.getuid())
 
 
 def _outcome(now: RunStatus, error: str) -> Outcome:

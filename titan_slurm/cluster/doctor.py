@@ -4,7 +4,6 @@ a job: `titan_slurm.launch.doctor`."""
 import contextlib
 import importlib.metadata
 import json
-import netrc
 import os
 import platform
 import re
@@ -22,6 +21,7 @@ from titan_slurm.cluster.site import Partition, Site
 from titan_slurm.errors import BadInputError
 from titan_slurm.run.finding import Finding
 from titan_slurm.run.folder import locked, try_folder
+from titan_slurm.run.wandb_key import wandb_key
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 _PACKAGES = ("titan-slurm", "torch", "torchtitan", "submitit", "wandb")
@@ -226,12 +226,7 @@ def _wandb_finding(profile: Profile) -> Finding:
     mode = os.environ.get("WANDB_MODE") or profile.settings.wandb.mode
     if mode == "offline":
         return Finding("wandb", "offline: runs are kept in their folders, for `wandb sync`")
-    if os.environ.get("WANDB_API_KEY"):
-        return Finding("wandb", "a key is in the environment")
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        file = os.environ.get("NETRC") or Path.home() / ".netrc"
-        host = re.sub(r"^https?://|[:/].*$", "", os.environ.get("WANDB_BASE_URL", "api.wandb.ai"))
-        if netrc.netrc(str(file)).authenticators(host):
-            return Finding("wandb", f"a key for {host} is in {file}")
+    if where := wandb_key():
+        return Finding("wandb", where)
     advice = "`wandb login`, or export WANDB_API_KEY where you submit; until then runs are recorded offline"
     return Finding("wandb", "no key was found", advice, is_warning=True)

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 
 from titan_slurm.cluster import local, slurm
-from titan_slurm.cluster.cancel import Outcome, user
+from titan_slurm.cluster.cancel import Outcome
 from titan_slurm.cluster.state import NO_ANSWER, RunStatus, statuses
+from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
 
 # What the time limit, too, sends to the ranks alone: the batch script goes on when they have left.

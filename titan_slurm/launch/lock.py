@@ -17,6 +17,7 @@ import titan_slurm
 from titan_slurm.recipe.resolve import ResolvedRecipe
 from titan_slurm.recipe.versions import content_hash
 from titan_slurm.run import lock
+from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import read_json, write_atomic, write_json
 from titan_slurm.run.plan import Plan
@@ -93,7 +94,7 @@ def submission() -> dict[str, Any]:
     """Who submits what from where, and with which packages."""
     return {
         "time": time.time(),
-        "user": os.environ.get("USER") or str(os.getuid()),
+        "user": user(),
         "host": socket.gethostname(),
         "command": ["titan-slurm", *redact_command(sys.argv[1:])],
         "working_directory": str(Path.cwd()),

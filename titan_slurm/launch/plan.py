@@ -11,8 +11,8 @@ from titan_slurm.errors import BadInputError, Problem, did_you_mean
 from titan_slurm.launch import place, user_script, weights
 from titan_slurm.recipe import hf_config
 from titan_slurm.recipe.conflicts import needing_gpus
+from titan_slurm.recipe.data import data_values
 from titan_slurm.recipe.mapping import (
-    MAP_STYLE_DATASETS,
     activation_checkpointing,
     float8_values,
     optimizer_values,
@@ -27,7 +27,6 @@ from titan_slurm.run.redact import holds_secret
 if TYPE_CHECKING:
     from titan_slurm.cluster.profile import Profile
 
-_BUILT_IN_VOCAB_SIZE = 2048
 # 256 bytes and two special tokens.
 _SMALLEST_VOCAB_SIZE = 258
 _TEXT_FILES = (".jsonl", ".txt", ".parquet")
@@ -111,30 +110,18 @@ def _transformers_config(resolved: ResolvedRecipe, problems: list[Problem]) -> d
 
 
 def _data(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
-    data = resolved.recipe.data
-    sizes = model_sizes(resolved.recipe)
-    vocab_size = sizes.vocab_size if sizes else _BUILT_IN_VOCAB_SIZE
-    tokenizer, path = data.tokenizer, data.dataset_path
+    values = data_values(resolved.recipe)
+    tokenizer, vocab_size, path = values["tokenizer"], values["tokenizer_vocab_size"], values["dataset_path"]
     if tokenizer != "python_docs":
-        tokenizer = str(Path(tokenizer).expanduser().absolute())
         if not Path(tokenizer).is_dir():
             hint = "a folder with tokenizer.json; torchtitan's scripts/download_hf_assets.py fetches one"
             problems.append(_problem(resolved, "data", "tokenizer", f"there is no folder {tokenizer}", hint))
     elif vocab_size < _SMALLEST_VOCAB_SIZE:
         what = f"the model's vocabulary of {vocab_size} is too small for the built-in tokenizer"
         problems.append(_problem(resolved, "model", "vocab_size", what, f"at least {_SMALLEST_VOCAB_SIZE}"))
-    if path and data.dataset in MAP_STYLE_DATASETS:
-        path = str(Path(path).expanduser().absolute())
+    if path and values["map_style"]:
         _check_own_data(resolved, Path(path), problems)
-    elif path and Path(path).exists():
-        path = str(Path(path).absolute())
-    return {
-        "dataset": data.dataset,
-        "dataset_path": path,
-        "map_style": data.dataset in MAP_STYLE_DATASETS,
-        "tokenizer": tokenizer,
-        "tokenizer_vocab_size": min(_BUILT_IN_VOCAB_SIZE, vocab_size),
-    }
+    return values
 
 
 def _check_own_data(resolved: ResolvedRecipe, path: Path, problems: list[Problem]) -> None:

@@ -25,6 +25,7 @@ from titan_slurm.launch.user_script import UserScript
 from titan_slurm.recipe.find import Found
 from titan_slurm.recipe.resolve import ResolvedRecipe
 from titan_slurm.run import events
+from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
 from titan_slurm.run.task import RankTask
@@ -197,12 +198,12 @@ def submit_job(
 
 def about_job() -> dict[str, Any]:
     """What is written down of a job beside its id."""
-    return {"time": time.time(), "user": _user()}
+    return {"time": time.time(), "user": user()}
 
 
 def begin_submission(run: RunDirectory, *, resumed: bool, **more: Any) -> None:
     """Write down that a job is about to be submitted, for whoever holds the run's lock."""
-    about = {"time": time.time(), "host": socket.gethostname(), "user": _user(), "user_id": str(os.getuid())}
+    about = {"time": time.time(), "host": socket.gethostname(), "user": user(), "user_id": str(os.getuid())}
     run.begin_submission(about | more)
     # Before the job exists: once it does, its script is the one that writes.
     run.submissions().add(events.QUEUED, resumed=resumed)
@@ -279,7 +280,3 @@ def _notes(resolved: ResolvedRecipe, place: Place) -> list[str]:
     if built_in and not any((("data", name) in resolved.values) for name in built_in):
         notes.append("no data.dataset is given: training on the built-in text, 465 kB of Python's reference pages")
     return notes
-
-
-def _user() -> str:
-    return os.environ.get("USER") or str(os.getuid())

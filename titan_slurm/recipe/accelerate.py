@@ -4,19 +4,17 @@ accelerate."""
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from titan_slurm.errors import Problem
 from titan_slurm.recipe.conflicts import needing_gpus
-from titan_slurm.recipe.mapping import MAP_STYLE_DATASETS, activation_checkpointing
-from titan_slurm.recipe.model import model_sizes
+from titan_slurm.recipe.data import data_values
+from titan_slurm.recipe.mapping import activation_checkpointing
 from titan_slurm.recipe.resolve import ResolvedRecipe, origin
 from titan_slurm.run.plan import Layout
 from titan_slurm.toml import Key
 
 _SUBMIT = "only torchtitan's own loop has it: titan-slurm submit, without --script"
-_BUILT_IN_VOCAB_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -69,21 +67,8 @@ def make_setup(resolved: ResolvedRecipe) -> Setup:
         keep_latest=recipe.checkpointing.keep_latest,
         save_dir=recipe.checkpointing.save_dir,
         resume_from_checkpoint=recipe.checkpointing.resume_from_checkpoint,
-        data=data_values(resolved),
+        data=data_values(recipe),
     )
-
-
-def data_values(resolved: ResolvedRecipe) -> dict[str, Any]:
-    """The recipe's `[data]` as a plan has it."""
-    data, sizes = resolved.recipe.data, model_sizes(resolved.recipe)
-    path, tokenizer = data.dataset_path, data.tokenizer
-    return {
-        "dataset": data.dataset,
-        "dataset_path": str(Path(path).expanduser().absolute()) if path else path,
-        "map_style": data.dataset in MAP_STYLE_DATASETS,
-        "tokenizer": tokenizer if tokenizer == "python_docs" else str(Path(tokenizer).expanduser().absolute()),
-        "tokenizer_vocab_size": min(_BUILT_IN_VOCAB_SIZE, sizes.vocab_size) if sizes else _BUILT_IN_VOCAB_SIZE,
-    }
 
 
 def problems_with(resolved: ResolvedRecipe, *, has_gpus: bool = True) -> list[Problem]:

@@ -142,6 +142,11 @@ def new_attempt(folder: Path) -> Attempt:
             return attempt
 
 
+def user() -> str:
+    """Whose process this is."""
+    return os.environ.get("USER") or str(os.getuid())
+
+
 def host() -> str:
     """This node, by Slurm's name for it if it has one."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

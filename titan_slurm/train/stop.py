@@ -1,6 +1,7 @@
 """How a rank hears that it is to stop: signals are blocked in every thread but one, which waits for them, notes the
 deadline, and sees to it that the ranks leave in time even if they never come to the end of their step."""
 
+import logging
 import os
 import signal
 import threading
@@ -12,6 +13,9 @@ from titan_slurm.run import job
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.events import RANK_0, STOP_ASKED
 from titan_slurm.run.verdict import STOPPED_EXIT_CODE, seconds_left
+
+# The same as torchtitan's.
+_logger = logging.getLogger()
 
 _ASKING = (signal.SIGTERM, signal.SIGUSR2)
 # What the batch script needs after the ranks to have Slurm start the job again.
@@ -47,6 +51,20 @@ class StopRequest:
         """Until Slurm kills the job, less what the batch script needs then; None if nobody knows."""
         left = seconds_left(self.deadline)
         return None if left is None else left - min(_MARGIN_S, left / 4)
+
+    def leave(self, asked: str, step: int, why_not_save: Callable[[], str], save: Callable[[], object]) -> None:
+        """Save at this step, on all ranks or on none, and say so. `asked` is the signal that some rank has heard;
+        `why_not_save` says why a save is not begun, if it is not, and the same on all ranks. Collective."""
+        if not self.asked and self._rank == 0:
+            # Only other ranks have heard of it.
+            self._attempt.events(RANK_0).add(STOP_ASKED, step=step, signal=asked)
+        why = why_not_save()
+        if not why:
+            _logger.info(f"{asked}: saving at step {step} before leaving")
+            save()
+        if self._rank == 0:
+            self._attempt.stop(asked, step, saved=not why, why=why)
+        _logger.info(f"{asked}: leaving at step {step}" + (f" without saving: {why}" if why else ""))
 
     def _hear(self, asked: int, _: object = None) -> None:
         self.asked = self.asked or asked

@@ -1,6 +1,7 @@
 """torchtitan's Trainer, with what a run on this toolkit needs on top of it."""
 
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Callable
@@ -8,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed
 import torchtitan.trainer
 from torchtitan.tools import utils
-from torchtitan.tools.logging import logger
 
 from titan_slurm.run import events
 from titan_slurm.run.attempt import Attempt
@@ -50,7 +49,6 @@ class Trainer(torchtitan.trainer.Trainer):
         self.stopped = False
         self.last_step: int | None = None
         """The last step that ended in this attempt."""
-        self._attempt: Attempt | None = None
         self._stop: StopRequest | None = None
         self._watchdog: Watchdog | None = None
         self._events = NO_EVENTS
@@ -59,7 +57,7 @@ class Trainer(torchtitan.trainer.Trainer):
 
     def attend(self, attempt: Attempt, stop: StopRequest, watchdog: Watchdog, log: EventLog) -> None:
         """Listen to `stop`, and report to `watchdog` and `log` while training."""
-        self._attempt, self._stop, self._watchdog = attempt, stop, watchdog
+        self._stop, self._watchdog = stop, watchdog
         self._events = self.checkpointer.events = log
         self.checkpointer.run = str(attempt.path.parents[1])
         self.checkpointer.save = _patiently(watchdog, self.checkpointer.save)
@@ -82,7 +80,10 @@ class Trainer(torchtitan.trainer.Trainer):
             self.metrics_processor.begin()
         asked = self._pending.result() if self._pending else 0
         if asked and self.step < self.config.training.steps:
-            self._leave(signal.Signals(asked).name)
+            self.stopped = True
+            self._pending = None
+            save = functools.partial(self.checkpointer.save, self.step, last_step=True)
+            self._stop.leave(signal.Signals(asked).name, self.step, self._why_not_save, save)
             return False
         self._pending = agreement().ask_largest(self._stop.asked)
         return bool(super().should_continue_training())
@@ -115,22 +116,6 @@ class Trainer(torchtitan.trainer.Trainer):
             return result
 
         return call
-
-    def _leave(self, asked: str) -> None:
-        """Save at this step, on all ranks or on none, and say so."""
-        assert self._attempt is not None and self._stop is not None
-        if not self._stop.asked:
-            # Only other ranks have heard of it.
-            self._events.add(events.STOP_ASKED, step=self.step, signal=asked)
-        self.stopped = True
-        self._pending = None
-        why = self._why_not_save()
-        if not why:
-            logger.info(f"{asked}: saving at step {self.step} before leaving")
-            self.checkpointer.save(self.step, last_step=True)
-        if torch.distributed.get_rank() == 0:
-            self._attempt.stop(asked, self.step, saved=not why, why=why)
-        logger.info(f"{asked}: leaving at step {self.step}" + (f" without saving: {why}" if why else ""))
 
     def _why_not_save(self) -> str:
         """Why the save would not be complete before Slurm kills the job, on all ranks; empty if it would."""

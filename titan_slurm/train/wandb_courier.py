@@ -11,12 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import Plan
+from titan_slurm.run.wandb_key import wandb_key
 
 ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
 # What the rank says last, with the seconds that are left.
@@ -40,20 +39,8 @@ def mode(plan: Plan) -> str:
     asked = plan.wandb["mode"]
     if asked == "auto":
         # A batch job cannot ask for a key.
-        asked = os.environ.get("WANDB_MODE") or (ONLINE if has_key() else OFFLINE)
+        asked = os.environ.get("WANDB_MODE") or (ONLINE if wandb_key() else OFFLINE)
     return {"dryrun": OFFLINE}.get(asked, asked if asked in (ONLINE, OFFLINE) else DISABLED)
-
-
-def has_key() -> bool:
-    """Whether there is something for wandb's server to know the user by."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    try:
-        return server in netrc.read_text(errors="replace")
-    except OSError:
-        return False
 
 
 class Courier:

@@ -39,7 +39,8 @@ from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import read_json, write_json
 from titan_slurm.run.metrics import TORCHTITANS_NAMES
 from titan_slurm.run.plan import Plan
-from titan_slurm.train.wandb_courier import FINISHED, OFFLINE, ONLINE, STOPPED, has_key
+from titan_slurm.run.wandb_key import wandb_key
+from titan_slurm.train.wandb_courier import FINISHED, OFFLINE, ONLINE, STOPPED
 
 _TURN_S = 0.5
 # How long this process outlives a rank that died.
@@ -422,7 +423,7 @@ def main() -> None:
                 follow(RunDirectory(Path(run)), mode, int(rank))
             case ["sync", run]:
                 found = RunDirectory(Path(run))
-                if not has_key():
+                if not wandb_key():
                     print("error: no key for wandb: `wandb login`, or set WANDB_API_KEY", file=sys.stderr)
                     _end(2)
                 print(f"{found.name}: {sync(found)}")
