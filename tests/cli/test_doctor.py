@@ -52,6 +52,7 @@ def test_a_key_for_wandb(cli: CommandLine, tmp_path: Path) -> None:
         return next(line for line in out.splitlines() if " wandb: " in line)
 
     assert line().startswith("warn wandb: no key was found — `wandb login`, or export WANDB_API_KEY")
+    assert line(WANDB_MODE="disabled") == "ok   wandb: disabled"
     assert line(WANDB_API_KEY="x" * 40) == "ok   wandb: a key is in the environment"
     netrc = tmp_path / "netrc"
     netrc.write_text("machine api.wandb.ai login user password secret\n")

@@ -224,6 +224,8 @@ def fits(version: str, wanted: str) -> bool:
 
 def _wandb_finding(profile: Profile) -> Finding:
     mode = os.environ.get("WANDB_MODE") or profile.settings.wandb.mode
+    if mode == "disabled":
+        return Finding("wandb", "disabled")
     if mode == "offline":
         return Finding("wandb", "offline: runs are kept in their folders, for `wandb sync`")
     if where := wandb_key():
