@@ -57,7 +57,7 @@ def test_created(run: RunDirectory) -> None:
 def test_a_job_of_another_machine_is_not_taken_for_gone(run: RunDirectory) -> None:
     run.add_job({"job_id": str(GONE), "cluster": "local", "time": 1.0, "process_started": 1.0, "host": "elsewhere"})
     assert shown(status(run))[:2] == ("queued", None)
-    assert status(run).reason.startswith("only on elsewhere can be known")
+    assert status(run).reason.startswith("its job is one of machine elsewhere, and only there can be known")
 
 
 def test_a_job_of_this_machine_that_runs(run: RunDirectory) -> None:

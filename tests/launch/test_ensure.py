@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from titan_slurm.run.files import write_json
 FakeCommand = Callable[[str, str], Callable[[], list[str]]]
 MakeRun = Callable[..., RunDirectory]
 
+# A submission that nobody lived to end.
+CUT_SHORT = {"time": 1.0, "user": "ada", "user_id": "0", "cluster": "slurm", "slurm_cluster": ""}
 FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 
 
@@ -358,7 +361,7 @@ def test_inside_a_job_its_variables_do_not_reach_the_next(monkeypatch: pytest.Mo
 
 def test_status_finds_a_job_whose_submission_was_cut_short(cli: CommandLine, slurm: Slurm, make_run: MakeRun) -> None:
     run = make_run()
-    write_json(run.submission_file, {"time": 1.0, "host": "here", "user": "ada", "user_id": "0"})
+    write_json(run.submission_file, CUT_SHORT)
     comment = run.plan().job_comment
     slurm.squeue(f'[[ "$*" == *--user=0* ]] && echo "5|2026-11-22T10:00:00|{comment}|mine" || echo "5|PENDING|x|"')
     found = json.loads(cli("status", "mine", "--json").out)
@@ -390,7 +393,7 @@ def test_where_comments_are_not_kept_it_is_name_and_time(
         patch.setenv("TZ", "UTC")
         time.tzset()
         run = make_run()
-        write_json(run.submission_file, {"time": 1.0, "host": "here", "user": "ada", "user_id": "0"})
+        write_json(run.submission_file, CUT_SHORT)
         slurm.squeue('[[ "$*" == *--user=0* ]] || echo "5|PENDING|x|"')
         slurm.fake("sacct", f'[[ "$*" == *--name=* ]] && echo "5|{when}|{comment}|{name}"')
         assert json.loads(cli("status", "mine", "--json").out)["job_id"] == ("5" if found else None)
@@ -403,7 +406,8 @@ def test_a_job_of_this_machine_that_nobody_wrote_down(cli: CommandLine, make_run
     run = make_run(cluster="local")
     run.script_file.write_text("sleep 1000; true\n")
     with subprocess.Popen(["bash", run.script_file], start_new_session=True) as job:
-        write_json(run.submission_file, {"time": 1.0, "host": "here", "user": "ada", "user_id": "0"})
+        here = {"cluster": "local", "host": socket.gethostname()}
+        write_json(run.submission_file, CUT_SHORT | here)
         assert ensure(cli, "mine") == (0, f"run mine is queued as job {job.pid}, at step 0 of 60")
         # Which waits for its end.
         assert cli("cancel", "mine").code == 0

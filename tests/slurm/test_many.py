@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import NO_WANDB, Cluster
+from tests.slurm.conftest import NO_WANDB, Cluster, brought_up
 from titan_slurm.run.directory import RunDirectory
 
 COUNTED = ("squeue", "sacct", "scancel")
@@ -77,3 +77,24 @@ def test_a_requeued_run_stops_saves_and_comes_back(cluster: Cluster) -> None:
     finally:
         cluster.titan_slurm("cancel", "asked")
     assert cluster.wait_for_end("asked")["state"] == "cancelled"
+
+
+def test_a_run_that_another_cluster_has_is_left_alone(cluster: Cluster) -> None:
+    cluster.submit("theirs", NO_WANDB, "slurm.sbatch.hold=true")
+    [job] = RunDirectory(cluster.path("theirs")).jobs()
+    with brought_up("--nodes", "1") as other:
+        # A login node that sees the same file system, and asks another controller.
+        here = Cluster(other.folder, other.environment, cluster.home)
+        status = here.status("theirs")
+        assert (status["state"], status["verdict"]) == ("queued", None)
+        assert status["reason"].startswith(f"its job is one of Slurm cluster {job['slurm_cluster']}, and only there")
+        for verb in ("cancel", "resume", "runs rm"):
+            done = here.titan_slurm(*verb.split(), "theirs", *(["--yes"] if verb != "resume" else []), check=False)
+            assert done.returncode != 0, verb
+        done = here.titan_slurm("ensure", "theirs", check=False)
+        assert (done.returncode, f"Slurm cluster {job['slurm_cluster']}" in done.stderr) == (75, True)
+        assert here.run("squeue", "--noheader").stdout == ""
+    assert RunDirectory(cluster.path("theirs")).jobs() == [job]
+    assert cluster.status("theirs")["reason"] == "JobHeldUser"
+    cluster.titan_slurm("cancel", "theirs")
+    assert cluster.status("theirs")["state"] == "cancelled"

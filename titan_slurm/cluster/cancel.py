@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from titan_slurm.cluster import local, slurm
+from titan_slurm.cluster.elsewhere import elsewhere
 from titan_slurm.cluster.state import RunStatus, statuses
 from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
@@ -25,7 +26,7 @@ class Outcome:
 def cancel(runs: Sequence[RunDirectory]) -> list[Outcome]:
     """End the runs' jobs, with one question to Slurm and one order for all of them."""
     found = list(zip(runs, statuses(runs), strict=True))
-    errors = {run.path: _write_wish(run) for run, now in found if now.is_active}
+    errors = {run.path: _why_not(run) or _write_wish(run) for run, now in found if now.is_active}
     meant = [(run, now) for run, now in found if errors.get(run.path) == ""]
     jobs = {run.path: _left(run, str(now.job_id)) for run, now in meant if now.cluster == "slurm"}
     complaints = slurm.scancel([job_id for each in jobs.values() for job_id in each])
@@ -45,6 +46,11 @@ def _outcome(now: RunStatus, error: str) -> Outcome:
         return Outcome(now.name, now.job_id, changed=False, text=text)
     text = f"cancelled run {now.name} (job {now.job_id}) at step {now.step}"
     return Outcome(now.name, now.job_id, changed=True, text=text)
+
+
+def _why_not(run: RunDirectory) -> str:
+    there = elsewhere(run.jobs()[-1])
+    return f"its job is one of {there}; cancel it there" if there else ""
 
 
 def _write_wish(run: RunDirectory) -> str:

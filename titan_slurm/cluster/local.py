@@ -3,9 +3,7 @@
 import contextlib
 import os
 import signal
-import socket
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -32,12 +30,6 @@ def is_alive(process_id: int, process_started: float) -> bool:
         # The kernel counts in ticks of 10 ms.
         return abs(process.create_time() - process_started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def elsewhere(job: dict[str, Any]) -> str | None:
-    """The machine of a job, if it is another: its processes cannot be seen from here."""
-    host: str | None = job.get("host")
-    return host if host != socket.gethostname() else None
 
 
 def find(script: Path) -> tuple[int, float] | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from titan_slurm.cluster import local, slurm
+from titan_slurm.cluster.elsewhere import elsewhere
+from titan_slurm.errors import bad_input
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.find import unreadable
 from titan_slurm.run.plan import Plan
@@ -18,7 +20,10 @@ Jobs = list[dict[str, Any]]
 
 def settle(run: RunDirectory) -> bool:
     """Write down the job of a submission that was cut short, if it has one, for whoever holds the run's lock. False if
-    Slurm cannot be asked, so that nobody can know."""
+    Slurm cannot be asked, so that nobody can know. Raises BadInputError if it can only be asked elsewhere."""
+    about = run.submission()
+    if about and (there := elsewhere(about)):
+        raise bad_input("", f"run {run.name} may have a job of {there}: a submission was cut short", "look from there")
     found = _find([run])
     if found is None:
         return False
@@ -31,6 +36,7 @@ def look(runs: Iterable[RunDirectory]) -> None:
     """The same for runs that nobody holds, with one question to Slurm for all of them. That there is no job is not
     concluded here: sbatch may still be at work."""
     open_ones = [run for run in runs if run.submission_file.exists() and not unreadable(run)]
+    open_ones = [run for run in open_ones if (about := run.submission()) and not elsewhere(about)]
     for run, jobs in _find(open_ones) or []:
         # Whoever holds it does the same; and one may look at a run that is somebody else's.
         with contextlib.suppress(BlockingIOError, FileNotFoundError, PermissionError), run.lock(patience_s=0):
@@ -68,8 +74,7 @@ def _of_slurm(run: RunDirectory, plan: Plan, about: dict[str, Any], known: list[
     # A job that has begun to run is in this list by its own doing, however long Slurm has forgotten it.
     recorded = {job["job_id"] for job in run.jobs()}
     new = {job.job_id for job in known if _is_of(job, plan, about)} - recorded
-    record = {"cluster": "slurm", "time": about["time"], "user": about["user"]}
-    return [{"job_id": job_id} | record for job_id in sorted(new, key=_order)]
+    return [{"job_id": job_id} | _record_of(about) for job_id in sorted(new, key=_order)]
 
 
 def _is_of(job: slurm.Submitted, plan: Plan, about: dict[str, Any]) -> bool:
@@ -93,9 +98,13 @@ def _of_this_machine(run: RunDirectory, about: dict[str, Any]) -> Jobs:
     if found is None:
         return []
     process_id, started = found
-    record = {"cluster": "local", "time": about["time"], "user": about["user"], "process_started": started}
     known = any(job["job_id"] == str(process_id) and job["process_started"] == started for job in run.jobs())
-    return [] if known else [{"job_id": str(process_id)} | record]
+    return [] if known else [{"job_id": str(process_id), "process_started": started} | _record_of(about)]
+
+
+def _record_of(about: dict[str, Any]) -> dict[str, Any]:
+    """What a submission and its job have in common."""
+    return {name: about[name] for name in ("time", "user", "cluster", "slurm_cluster", "host") if name in about}
 
 
 def _order(job_id: str) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from titan_slurm.cluster import local, slurm
 from titan_slurm.cluster.cancel import Outcome
+from titan_slurm.cluster.elsewhere import elsewhere
 from titan_slurm.cluster.state import NO_ANSWER, RunStatus, statuses
 from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
@@ -47,6 +48,8 @@ def _why_not(run: RunDirectory, now: RunStatus) -> str:
         return f"is {now.state}; only a running one can be requeued"
     if now.state != "running":
         return f"is {now.state}; `titan-slurm resume {now.name}` goes on with it"
+    if there := elsewhere(run.jobs()[-1]):
+        return f"its job is one of {there}; requeue it there"
     chain = run.chain(str(now.job_id))
     if not run.plan().requeue["enabled"] and chain[-1] == now.job_id:
         return "does not come back ([requeue] enabled = false); cancel it and resume it"

@@ -1,5 +1,6 @@
 """What Slurm says of jobs, by its own commands. What it means for a run is decided in `state`."""
 
+import functools
 import os
 import re
 import shutil
@@ -85,6 +86,23 @@ def ask(*command: str) -> str | None:
     """What a command of Slurm's prints; None where it fails, or is not here."""
     done = _run(list(command))
     return done.stdout if done is not None and done.returncode == 0 else None
+
+
+def cluster_name() -> str:
+    """What the cluster is called whose jobs these commands show; empty where nobody answers."""
+    try:
+        return _cluster_name()
+    except LookupError:
+        return ""
+
+
+@functools.cache
+def _cluster_name() -> str:
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", ask("scontrol", "show", "config") or "", re.MULTILINE)
+    if found is None:
+        # No answer for now is none to keep.
+        raise LookupError
+    return found[1]
 
 
 def jobs(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_slurm.cluster import local, lost, slurm
+from titan_slurm.cluster.elsewhere import elsewhere
 from titan_slurm.run import metrics
 from titan_slurm.run import verdict as verdicts
 from titan_slurm.run.attempt import Attempt
@@ -188,19 +189,26 @@ def _state(found: _OnDisk, job: dict[str, Any], known: dict[str, slurm.SlurmJob]
     if job["cluster"] == "local":
         if local.is_alive(int(job["job_id"]), job["process_started"]):
             return _Now(between)
-        if host := local.elsewhere(job):
-            return _Now(between, f"only on {host} can be known whether its process lives; this is the last known state")
+        if there := elsewhere(job):
+            return _Now(between, _only(there))
         return _gone(run, job, last, verdicts.CRASHED, "the job's process is gone and left no word")
     if known is None:
         return _Now(between, NO_ANSWER)
     in_slurm = known.get(job["job_id"])
     if in_slurm is None or in_slurm.state not in ALIVE_IN_SLURM:
+        # Asked this late, so that a look at runs that are alive costs a single question.
+        if there := elsewhere(job):
+            return _Now(between, _only(there))
         slurm_state = in_slurm.state if in_slurm else "nothing any more"
         verdict_of_slurm = verdicts.BY_SLURM_STATE.get(slurm_state, verdicts.CRASHED)
         return _gone(run, job, last, verdict_of_slurm, f"Slurm says {slurm_state}")
     if in_slurm.state in QUEUED_IN_SLURM:
         return _Now("requeued" if last else "queued", in_slurm.reason)
     return _Now("stopping" if in_slurm.state == "COMPLETING" and not verdict else between)
+
+
+def _only(there: str) -> str:
+    return f"its job is one of {there}, and only there can be known whether it lives; this is the last known state"
 
 
 def _gone(run: RunDirectory, job: dict[str, Any], last: Attempt | None, verdict: str, reason: str) -> _Now:

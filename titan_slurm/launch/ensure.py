@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from titan_slurm.cluster import local, lost, slurm
+from titan_slurm.cluster import lost, slurm
+from titan_slurm.cluster.elsewhere import elsewhere
 from titan_slurm.cluster.state import ALIVE_IN_SLURM, NO_ANSWER, RunStatus, status
 from titan_slurm.errors import BadInputError, bad_input
 from titan_slurm.launch import create
@@ -118,8 +119,8 @@ def _make(run: RunDirectory, new: Callable[[], Prepared], patience_s: float) -> 
 def _make_sure(run: RunDirectory, held: int, update: Callable[[], Prepared] | None) -> Outcome | None:
     """The same for a run that has had a job."""
     now = status(run)
-    if now.is_active and (host := local.elsewhere(run.jobs()[-1])):
-        return Outcome(UNKNOWN, f"run {run.name} is one of machine {host}, and nobody can know here whether it lives")
+    if now.is_active and (there := elsewhere(run.jobs()[-1])):
+        return Outcome(UNKNOWN, f"run {run.name} has a job of {there}, and nobody can know here whether it lives")
     if now.is_active:
         where = f"as job {now.job_id}, at step {now.step} of {now.max_steps}"
         return None if now.reason == NO_ANSWER else Outcome(FINE, f"run {run.name} is {now.state} {where}")
@@ -182,7 +183,7 @@ def _still_in_slurm(run: RunDirectory) -> list[str] | None:
     had Slurm start again. None if Slurm does not answer."""
     if run.plan().cluster == "local":
         return []
-    ids = [job_id for job in run.jobs() for job_id in job.get("chain", [job["job_id"]])]
+    ids = [job_id for job in run.jobs() if not elsewhere(job) for job_id in job.get("chain", [job["job_id"]])]
     known = slurm.jobs(ids)
     if known is None:
         return None

@@ -40,9 +40,13 @@ class SlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
         """The text of the batch script."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
+    def place(self) -> dict[str, Any]:
+        """What the run directory keeps of where its jobs are."""
+        return place_in_slurm()
+
     def job_record(self, job: Any) -> dict[str, Any]:
-        """What the run directory keeps of a submitted job."""
-        return {"job_id": job.job_id, "cluster": "slurm"}
+        """What it keeps of a submitted job."""
+        return {"job_id": job.job_id} | self.place()
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:  # noqa: ARG002 (submitit's signature)
         return render(self.plan, self.run, command)
@@ -68,6 +72,11 @@ class SlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
         options = sbatch_options(self.plan, self.run)
         job_id = call_sbatch(options, *bad, *self.more, str(self.run.script_file), held=held)
         return self.job_class(folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks())))
+
+
+def place_in_slurm() -> dict[str, Any]:
+    """What a run directory keeps of where its jobs are, for those of Slurm."""
+    return {"cluster": "slurm", "slurm_cluster": slurm.cluster_name()}
 
 
 def call_sbatch(options: Iterable[str], *arguments: str, held: Sequence[int]) -> str:
@@ -111,10 +120,13 @@ class LocalExecutor(submitit.LocalExecutor):  # type: ignore[misc]
         """The text of the script."""
         return render(self.plan, self.run, self._submitit_command_str)
 
+    def place(self) -> dict[str, Any]:
+        """What the run directory keeps of where its jobs are."""
+        return {"cluster": "local", "host": socket.gethostname()}
+
     def job_record(self, job: Any) -> dict[str, Any]:
-        """What the run directory keeps of a started job: a process id means one process only with its start."""
-        started = local.started(int(job.job_id))
-        return {"job_id": job.job_id, "cluster": "local", "process_started": started, "host": socket.gethostname()}
+        """What it keeps of a started job: a process id means one process only with its start."""
+        return {"job_id": job.job_id, "process_started": local.started(int(job.job_id))} | self.place()
 
     def _submit_command(self, command: str) -> Any:
         # Inside a job of Slurm's, its names would be taken for those of this one.

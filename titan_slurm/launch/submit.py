@@ -8,7 +8,6 @@ import functools
 import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -179,7 +178,7 @@ def submit_job(
     from titan_slurm.launch.executors import SlurmExecutor, executor
 
     submitter, task = executor(plan, run, held, dependency), RankTask(str(run.path))
-    begin_submission(run, resumed=resumed)
+    begin_submission(run, resumed=resumed, **submitter.place())
     with refusals([run]):
         if chain > 1 and isinstance(submitter, SlurmExecutor):
             jobs = submitter.submit_chain(task, chain)
@@ -202,9 +201,9 @@ def about_job() -> dict[str, Any]:
 
 
 def begin_submission(run: RunDirectory, *, resumed: bool, **more: Any) -> None:
-    """Write down that a job is about to be submitted, for whoever holds the run's lock."""
-    about = {"time": time.time(), "host": socket.gethostname(), "user": user(), "user_id": str(os.getuid())}
-    run.begin_submission(about | more)
+    """Write down that a job is about to be submitted, for whoever holds the run's lock. `more`: where, and how it will
+    be known again."""
+    run.begin_submission(about_job() | {"user_id": str(os.getuid())} | more)
     # Before the job exists: once it does, its script is the one that writes.
     run.submissions().add(events.QUEUED, resumed=resumed)
 

@@ -215,9 +215,9 @@ def submit(sweep: Sweep) -> list[dict[str, Any]]:
 
     Raises BadInputError if the scheduler refuses; then all directories are gone again.
     """
-    from titan_slurm.launch.executors import call_sbatch
+    from titan_slurm.launch.executors import call_sbatch, place_in_slurm
 
-    runs = [prepared.run for prepared in sweep.runs]
+    place, runs = place_in_slurm(), [prepared.run for prepared in sweep.runs]
     # The same for all of them.
     dependency = sweep.runs[0].dependency
     waiting = [f"--dependency={dependency}"] if dependency else []
@@ -235,7 +235,7 @@ def submit(sweep: Sweep) -> list[dict[str, Any]]:
                     share(str(first[0].flock_file), str(new.flock_file))
                 else:
                     held.append(locks.enter_context(new.lock()))
-                _write_run(new, sweep, task, *first)
+                _write_run(new, sweep, task, place, *first)
                 first[:] = first or [new]
 
             contents = {run.path: functools.partial(fill, task) for task, run in enumerate(runs)}
@@ -247,7 +247,7 @@ def submit(sweep: Sweep) -> list[dict[str, Any]]:
                 if not (isinstance(error, NoAnswerError) and error.may_have_job):
                     refused = create.hide([*(run.path for run in runs), sweep.folder])
                 raise
-            records = [{"job_id": f"{job_id}_{task}", "cluster": "slurm"} | about_job() for task in range(len(runs))]
+            records = [{"job_id": f"{job_id}_{task}"} | place | about_job() for task in range(len(runs))]
             for run, record in zip(runs, records, strict=True):
                 run.add_job(record)
                 run.end_submission()
@@ -265,11 +265,13 @@ def _write_sweep(sweep: Sweep, folder: Path) -> None:
     write_json(folder / "sweep.json", sweep.record())
 
 
-def _write_run(run: RunDirectory, sweep: Sweep, task: int, first: RunDirectory | None = None) -> None:
+def _write_run(
+    run: RunDirectory, sweep: Sweep, task: int, place: dict[str, Any], first: RunDirectory | None = None
+) -> None:
     from titan_slurm.launch.executors import put_task
 
     prepared = sweep.runs[task]
     put_task(prepared.run, run.submitit_folder)
     array = {"name": sweep.array.name, "comment": sweep.array.comment, "task": task}
-    begin_submission(run, resumed=False, array=array)
+    begin_submission(run, resumed=False, array=array, **place)
     create.write_contents(run, prepared.plan, prepared.resolved, prepared.script, first)

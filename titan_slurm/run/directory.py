@@ -158,8 +158,8 @@ class RunDirectory:
         return EventLog(self.events_file, SUBMIT)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """All submissions: {"job_id", "cluster", "time"}; of local runs also "process_started" (Unix time), and of the
-        jobs of a chain "chain": the ids of all of them, first to last."""
+        """All submissions: {"job_id", "cluster", "time", "user"}; of local runs also "host" and "process_started" (Unix
+        time), of Slurm's "slurm_cluster", and of the jobs of a chain "chain": the ids of all, first to last."""
         return list(read_json_lines(self.jobs_file))
 
     def chain(self, job_id: str) -> list[str]:
@@ -172,8 +172,8 @@ class RunDirectory:
         append_json_line(self.jobs_file, job)
 
     def submission(self) -> dict[str, Any] | None:
-        """The submission of which nobody has written down what came of it: {"time", "host", "user", "user_id"},
-        and of a task of an array "array": {"name", "comment", "task"}."""
+        """The submission of which nobody has written down what came of it: {"time", "user", "user_id"},
+        where, as in `jobs`, and of a task of an array "array": {"name", "comment", "task"}."""
         return read_json(self.submission_file)
 
     def begin_submission(self, about: dict[str, Any]) -> None:

@@ -66,7 +66,8 @@ def _be_known(run: RunDirectory) -> None:
         with contextlib.suppress(OSError), run.lock(_SUBMISSION_S):
             pass
     if not any(job["job_id"] == job_id for job in run.jobs()):
-        run.add_job({"job_id": job_id, "cluster": "slurm", "time": time.time(), "user": os.environ.get("USER", "")})
+        place = {"cluster": "slurm", "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME", "")}
+        run.add_job({"job_id": job_id, "time": time.time(), "user": os.environ.get("USER", "")} | place)
     pickle = run.submitit_folder / f"{job_id}_submitted.pkl"
     for waiting in [] if pickle.exists() else run.submitit_folder.glob("*.pkl"):
         if not waiting.name.endswith(("_submitted.pkl", "_result.pkl")):
