@@ -162,19 +162,22 @@ def ensure_here(cluster: Cluster, *arguments: str) -> tuple[int, str, str]:
     return int(left.value.code or 0), out.getvalue(), err.getvalue()
 
 
-def killed(cluster: Cluster, name: str, script: str, *, verb: str = "submit") -> None:
-    """Submit a held run by a process that is killed for good while sbatch is at work, which `script` stands for."""
+def killed(
+    cluster: Cluster, name: str, script: str, *arguments: str, verb: str = "submit", command: str = "sbatch"
+) -> None:
+    """Submit a held run by a process that is killed for good while sbatch is at work, or another command of Slurm's,
+    which `script` stands for."""
     folder = cluster.home / f"bin-{name}"
     folder.mkdir()
-    wrapper = folder / "sbatch"
-    real = cluster.run("bash", "-c", "command -v sbatch").stdout.strip()
+    wrapper = folder / command
+    real = cluster.run("bash", "-c", f"command -v {command}").stdout.strip()
     asked = f'case " $* " in *" --test-only "*) exec {real} "$@";; esac'
     wrapper.write_text(f"#!/bin/bash\n{asked}\nreal={real}\n{script}\n")
     wrapper.chmod(0o755)
     path = f"{folder}:{cluster.environment['PATH']}"
-    done = cluster.with_environment(PATH=path).titan_slurm(verb, *HELD, "--name", name, check=False)
+    done = cluster.with_environment(PATH=path).titan_slurm(verb, *(arguments or HELD), "--name", name, check=False)
     assert done.returncode == -9
-    assert jobs_of(cluster, name) == []
+    assert jobs_of(cluster, name) == [] or command != "sbatch"
 
 
 @pytest.mark.parametrize("verb", ["status", "ensure", "resume", "cancel"])
@@ -195,6 +198,30 @@ def test_a_job_that_nobody_lived_to_write_down_is_found(cluster: Cluster, verb: 
     assert jobs_of(cluster, name) == [job_id]
     assert queue(cluster, name) == ([] if verb == "cancel" else [name])
     cluster.titan_slurm("cancel", name)
+
+
+CHAIN = ("llama3_debug", "--chain", "3", "--set", "slurm.sbatch.begin=now+1hour")
+AFTER_TWO = 'echo >> {0}; "$real" "$@"; if [ "$(wc -l < {0})" = 2 ]; then kill -9 $PPID; fi'
+BEFORE_RELEASE = '[ "$1" = release ] && kill -9 $PPID; exec "$real" "$@"'
+
+
+def test_a_chain_that_was_cut_short_is_one_job(cluster: Cluster) -> None:
+    killed(cluster, "half", AFTER_TWO.format(cluster.home / "count"), *CHAIN)
+    [first, second] = sorted(cluster.run("squeue", "--noheader", "--format=%i", "--name=half").stdout.split(), key=int)
+    assert cluster.titan_slurm("ensure", "half").stdout.startswith("submitted run half as job ")
+    for job_id in (first, second):
+        cluster.accounting(job_id, "CANCELLED")
+    assert queue(cluster, "half") == ["half"]
+    cluster.titan_slurm("cancel", "half")
+
+
+def test_a_chain_that_nobody_lived_to_release_begins(cluster: Cluster) -> None:
+    killed(cluster, "unreleased", BEFORE_RELEASE, *CHAIN, command="scontrol")
+    assert len(jobs_of(cluster, "unreleased")) == 3
+    assert cluster.status("unreleased")["reason"] != "JobHeldUser"
+    assert queue(cluster, "unreleased") == ["unreleased"] * 3
+    cluster.titan_slurm("cancel", "unreleased")
+    assert queue(cluster, "unreleased") == []
 
 
 def test_what_was_killed_before_it_had_a_job_gets_one(cluster: Cluster) -> None:

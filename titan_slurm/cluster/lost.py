@@ -40,16 +40,31 @@ def look(runs: Iterable[RunDirectory]) -> None:
     for run, jobs in _find(open_ones) or []:
         # Whoever holds it does the same; and one may look at a run that is somebody else's.
         with contextlib.suppress(BlockingIOError, FileNotFoundError, PermissionError), run.lock(patience_s=0):
-            if jobs and run.submission():
+            about = run.submission()
+            if about and (_chain(run, about, jobs) if "chain" in about else jobs):
                 _record(run, jobs)
 
 
 def _record(run: RunDirectory, jobs: Jobs) -> None:
-    known = {job["job_id"] for job in run.jobs()}
+    about, known = run.submission() or {}, {job["job_id"] for job in run.jobs()}
+    chain = _chain(run, about, jobs) if "chain" in about else []
+    if "chain" in about and not chain:
+        # Its first job is held, so that none of those there are has begun.
+        slurm.scancel([job["job_id"] for job in jobs])
+        jobs = []
     for job in jobs:
         if job["job_id"] not in known:
-            run.add_job(job)
+            run.add_job(job | ({"chain": chain} if chain else {}))
+    if chain:
+        slurm.release(chain[0])
     run.end_submission()
+
+
+def _chain(run: RunDirectory, about: dict[str, Any], jobs: Jobs) -> list[str]:
+    """The ids of a chain's jobs, first to last, of which `jobs` are not written down yet; none if it is not whole."""
+    written = [job["chain"] for job in run.jobs() if "chain" in job and job["time"] >= about["time"]]
+    found = written[-1] if written else [job["job_id"] for job in jobs]
+    return list(found) if len(found) == about["chain"] else []
 
 
 def _find(runs: list[RunDirectory]) -> list[tuple[RunDirectory, Jobs]] | None:

@@ -178,20 +178,19 @@ def submit_job(
     from titan_slurm.launch.executors import SlurmExecutor, executor
 
     submitter, task = executor(plan, run, held, dependency), RankTask(str(run.path))
-    begin_submission(run, resumed=resumed, **submitter.place())
+    chain = chain if isinstance(submitter, SlurmExecutor) else 1
+    begin_submission(run, resumed=resumed, **submitter.place(), **({"chain": chain} if chain > 1 else {}))
     with refusals([run]):
-        if chain > 1 and isinstance(submitter, SlurmExecutor):
-            jobs = submitter.submit_chain(task, chain)
-            more["chain"] = [job.job_id for job in jobs]
-        else:
-            jobs = [submitter.submit(task)]
+        jobs = submitter.submit_chain(task, chain) if chain > 1 else [submitter.submit(task)]
+    if chain > 1:
+        more["chain"] = [job.job_id for job in jobs]
     records = [submitter.job_record(job) | about_job() | more for job in jobs]
     for record in records:
         run.add_job(record)
-    run.end_submission()
     if chain > 1 and (complaint := slurm.release(jobs[0].job_id)):
         slurm.scancel(more["chain"])
         raise _no_job([run], complaint)
+    run.end_submission()
     return records[0]
 
 
