@@ -160,7 +160,8 @@ def test_on_a_terminal_the_user_is_asked(
 def test_a_finished_run_needs_more_steps_to_go_on(cli: CommandLine, make_run: MakeRun) -> None:
     attempted(submitted(make_run(cluster="local"))).give_verdict("completed", "all 60 steps done", again=False)
     assert cli("resume", "mine").errors == [
-        "mine: run mine has done all of its 60 steps (submit --resume --set training.max_steps=120)"
+        "mine: run mine has done all of its 60 steps "
+        "(titan-slurm submit RECIPE --resume --name mine --set training.max_steps=120)"
     ]
 
 
@@ -185,6 +186,9 @@ def test_requeue_asks_the_ranks_to_stop(
     assert cli("requeue", "mine").errors == ["mine: is queued; only a running one can be requeued"]
     wait_until(lambda: Path("rank.ready").exists() and Path("worker.ready").exists())
     attempt = attempted(run)
+    (attempt.path / "hosts.json").unlink()
+    assert cli("requeue", "mine").errors == ["mine: its ranks have not started yet"]
+    attempt.set_hosts(["n1"])
     done = cli("requeue", "mine")
     assert (done.code, done.out.partition(" (")[0]) == (0, "run mine")
     wait_until(lambda: Path("rank.heard").exists())

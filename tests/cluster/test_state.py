@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def attempted(run: RunDirectory, number: int = 1) -> Attempt:
     attempt.path.mkdir(parents=True)
     facts = {"job_id": run.jobs()[-1]["job_id"], "nodes": "n1", "restart_count": 0, "saved_step": 0}
     write_json(attempt.path / "attempt.json", facts)
+    attempt.set_hosts(["n1", "n1"])
     return attempt
 
 
@@ -79,6 +81,31 @@ def test_a_process_that_is_gone_without_a_word(run: RunDirectory) -> None:
     # What was found out is kept, and is found again.
     assert (attempt.verdict() or {})["verdict"] == "crashed"
     assert shown(status(run)) == expected
+
+
+def test_what_is_found_out_later_says_so_and_is_an_event(cli: CommandLine, run: RunDirectory) -> None:
+    attempt = attempted(submitted(run))
+    for time, event in ((10.0, "started"), (70.0, "checkpoint_loaded")):
+        append_json_line(run.events_file, {"time": time, "event": event, "by": "rank 0", "attempt": 1})
+    # Whoever looks again finds out nothing new.
+    for _ in range(2):
+        assert status(run).state == "failed"
+    found = attempt.verdict() or {}
+    assert (found["late"], found["saved_step"]) == (True, 0)
+    [told] = [line for line in run.events() if line["event"] == "verdict"]
+    assert (told["verdict"], told["late"], told["by"], told["attempt"]) == ("crashed", True, "command", 1)
+    # Nobody knows of more than its last sign of life; what came then until somebody looked is no time of the run's.
+    [row] = json.loads(cli("report", "mine", "--json").out)["attempts"]
+    assert (row["begin"], row["end"], row["parts"]) == (10.0, 70.0, {"start_up": 60.0})
+
+
+def test_a_local_run_that_is_cancelled_has_an_event(cli: CommandLine, run: RunDirectory) -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        attempt = attempted(submitted(run, process=process.pid))
+        assert cli("cancel", "mine").code == 0
+    [told] = [line for line in run.events() if line["event"] == "verdict"]
+    assert (told["verdict"], told["by"], (attempt.verdict() or {})["verdict"]) == ("cancelled", "command", "cancelled")
+    assert "late" not in told
 
 
 def test_a_process_that_is_gone_before_its_first_attempt(run: RunDirectory) -> None:

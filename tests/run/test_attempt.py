@@ -1,5 +1,6 @@
 """How an attempt begins and ends: what the batch script calls around the ranks."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from titan_slurm.run import leave, verdict
+from titan_slurm.run import leave, nodes, verdict
 from titan_slurm.run.attempt import Attempt
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import read_json, write_json
@@ -27,6 +28,7 @@ def handler_of_sigterm() -> Iterator[None]:
     """`end` ignores SIGTERM from where it has told Slurm to end the job; the tests must not."""
     before = signal.getsignal(signal.SIGTERM)
     yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, before)
 
 
@@ -104,9 +106,9 @@ def test_a_run_that_is_gone_is_not_made_again(clean_environment: Path) -> None:
     ("finished", "error", "exit_code", "verdict", "reason", "left_with"),
     [
         (True, False, 0, "completed", "all 60 steps done", 0),
-        # A rank that fails after the last step was saved still failed: something of it may be missing.
-        (True, True, 1, "crashed", "rank 1 on n1: ValueError: bad; without a word: rank 0", 1),
-        (True, False, 1, "crashed", "a rank left with exit code 1 and without an error", 1),
+        # All is saved, exported and said by then.
+        (True, True, 1, "completed", "all 60 steps done", 0),
+        (True, False, 139, "completed", "all 60 steps done", 0),
         (False, True, 1, "crashed", "rank 1 on n1: ValueError: bad; without a word: rank 0", 1),
         # The job must not look as if it had done its work.
         (False, False, 0, "crashed", "the ranks left without an error before the last step", 1),
@@ -204,8 +206,40 @@ def test_a_crashed_attempt_is_requeued_after_a_delay(
     calls = fake_command("scontrol", describes_job("scontrol_running.txt"))
     attempt = leave.begin(run)
     assert leave.end(run, attempt, 1) == 1
-    assert calls() == ["show job --oneliner 1", "requeue 1", "show job --oneliner 1", "update JobId=1 StartTime=now+30"]
+    show = "show job --oneliner 1"
+    # Once for the verdict, and once more at the last moment.
+    assert calls() == [show, show, "requeue 1", show, "update JobId=1 StartTime=now+30"]
     assert (given(attempt)["again"], given(attempt)["delay_s"]) == (True, 30)
+
+
+def test_a_full_disk_does_not_keep_a_run_from_coming_back(
+    run: RunDirectory, in_job: Callable[..., None], fake_command: FakeCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_job("1")
+    calls = fake_command("scontrol", describes_job("scontrol_running.txt"))
+    attempt = leave.begin(run)
+    # Nothing can be written here any more.
+    shutil.rmtree(attempt.path)
+    assert leave.end(run, attempt, 1) == 1
+    assert "requeue 1" in calls()
+    assert "the verdict, crashed (a rank left with exit code 1 and without an error), cannot be written" in (
+        capsys.readouterr().err
+    )
+
+
+def test_on_a_single_machine_a_run_that_is_not_to_come_back_leaves_with_another_code(make_run: MakeRun) -> None:
+    run = make_run("requeue.enabled=false", cluster="local")
+    attempt = leave.begin(run)
+    attempt.stop("SIGTERM", 5, saved=True)
+    assert leave.end(run, attempt, verdict.STOPPED_EXIT_CODE) == 1
+
+
+def test_a_node_where_no_attempt_could_begin_is_left_out(run: RunDirectory, in_job: Callable[..., None]) -> None:
+    in_job("1")
+    (run.path / "setup_failed.1").write_text("n1\tactivating /shared/venv\nn3\tactivating /shared/venv\n")
+    leave.begin(run)
+    assert nodes.excluded(run) == ["n1", "n3"]
+    assert run.setup_failures("1") == []
 
 
 def test_a_job_of_an_array_names_itself_alone(
@@ -217,7 +251,7 @@ def test_a_job_of_an_array_names_itself_alone(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     calls = fake_command("scontrol", describes_job("scontrol_running.txt"))
     leave.end(run, leave.begin(run), 1)
-    assert [line.split()[-1 if "update" not in line else 1] for line in calls()] == ["9_1", "9_1", "9_1", "JobId=9_1"]
+    assert [line.split()[-1 if "update" not in line else 1] for line in calls()] == [*["9_1"] * 4, "JobId=9_1"]
 
 
 @pytest.mark.parametrize(
@@ -251,12 +285,14 @@ def test_a_preempted_job_that_cannot_requeue_itself_stays_until_slurm_does(
     in_job("1")
     attempt = leave.begin(run)
     attempt.stop("SIGTERM", 5, saved=True)
-    fake_command("scontrol", describes_job("scontrol_preempted.txt", requeue="echo no access >&2; exit 1"))
+    fake_command(
+        "scontrol", describes_job("scontrol_preempted.txt", requeue="echo Access/permission denied >&2; exit 1")
+    )
     while_waiting: list[dict[str, Any]] = []
     # subprocess sleeps too, for milliseconds, while a command takes its time.
     monkeypatch.setattr(time, "sleep", lambda seconds: while_waiting.append(given(attempt)) if seconds > 1 else None)
     assert leave.end(run, attempt, 85) == 85
-    why = "cannot requeue (no access): `scontrol requeue 1` brings the run back"
+    why = "cannot requeue (Access/permission denied): `scontrol requeue 1` brings the run back"
     assert [(found["again"], found["why"]) for found in while_waiting] == [(True, why)]
     # Slurm did not, or this would not be here.
     assert (given(attempt)["again"], given(attempt)["why"]) == (False, why)

@@ -22,7 +22,7 @@ def save(folder: Path, step: int, *, commit: bool = True) -> Path:
         (path / name).write_bytes(content)
     if commit:
         files = {name: FileRecord(len(content), f"{zlib.crc32(content):08x}") for name, content in CONTENTS.items()}
-        checkpoints.commit(path, files, started=time.time() - 2)
+        checkpoints.commit(path, files, started=time.monotonic() - 2)
     return path
 
 

@@ -4,6 +4,7 @@ import calendar
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_what_slurm_says_of_this_job(fake_command: FakeCommand, monkeypatch: pyt
     assert calls() == ["show job --oneliner 1"]
 
 
+def test_what_a_user_has_set_for_people_to_read_is_not_for_us(
+    fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    fake_command("scontrol", f'[ "$SLURM_TIME_FORMAT" = standard ] && cat {DATA}/scontrol_preempted.txt')
+    assert job.ask() == read("preempted")
+
+
 def test_the_deadline_of_a_job_that_runs_is_its_end() -> None:
     assert job.deadline(read("running")) == at(16, 29, 30)
     assert job.deadline(read("preempted")) == at(16, 20, 0)
@@ -135,6 +145,8 @@ def test_how_earlier_starts_ended(fake_command: FakeCommand) -> None:
 def sigterm_as_before() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
+    # Here one that has come is dropped.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, before)
 
 
@@ -144,10 +156,9 @@ def test_a_requeue(fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch) -
     # Slurm ends the job as soon as it has understood, and what is left to say must still be said.
     calls = fake_command("scontrol", '[ "$1" = requeue ] && kill -TERM $PPID; exit 0')
     assert job.requeue(30.4, ["n1", "n7"]) == ""
-    asked = ["requeue 1", "update JobId=1 ExcNodeList=n1,n7", "show job --oneliner 1"]
-    assert calls() == [*asked, "update JobId=1 StartTime=now+30"]
-    assert job.requeue(0, None) == ""
-    assert calls()[4:] == ["requeue 1"]
+    show = "show job --oneliner 1"
+    asked = [show, "requeue 1", "update JobId=1 ExcNodeList=n1,n7", show, "update JobId=1 StartTime=now+30"]
+    assert calls() == asked
 
 
 @pytest.mark.usefixtures("sigterm_as_before")
@@ -156,9 +167,9 @@ def test_a_requeue_never_starts_sooner_than_slurm_means_to(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     # Sooner, Slurm still refuses the job's credentials, and the start ends as FAILED.
-    calls = fake_command("scontrol", "echo JobId=1 JobState=PENDING StartTime=2099-01-01T00:00:00")
+    calls = fake_command("scontrol", "echo JobId=1 JobState=RUNNING StartTime=2099-01-01T00:00:00")
     assert job.requeue(30, None) == ""
-    assert calls() == ["requeue 1", "show job --oneliner 1"]
+    assert calls() == ["show job --oneliner 1", "requeue 1", "show job --oneliner 1"]
 
 
 @pytest.mark.usefixtures("sigterm_as_before")
@@ -166,7 +177,46 @@ def test_a_requeue_that_slurm_refuses(fake_command: FakeCommand, monkeypatch: py
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     calls = fake_command("scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
     assert job.requeue(30, ["n1"]) == "Requested operation is presently disabled"
-    assert calls() == ["requeue 1"]
+    assert calls() == ["show job --oneliner 1", "requeue 1"]
+
+
+@pytest.mark.usefixtures("sigterm_as_before")
+@pytest.mark.parametrize(
+    ("state", "asked"),
+    [
+        # The controller was too busy.
+        ("JobState=RUNNING Restarts=0", ["requeue 1", "requeue 1", "update JobId=1 ExcNodeList=n1"]),
+        # It had heard it, and could not say so in time.
+        ("JobState=PENDING Restarts=1", ["requeue 1", "update JobId=1 ExcNodeList=n1"]),
+        # A user has cancelled the job meanwhile.
+        ("JobState=COMPLETING Restarts=0", ["requeue 1"]),
+    ],
+)
+def test_a_requeue_that_is_not_answered_in_time(
+    fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, asked: list[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setattr(job, "_TURN_S", 0.0)
+    tried, busy = tmp_path / "tried", "Socket timed out on send/recv operation"
+    calls = fake_command(
+        "scontrol",
+        f'[ "$1" = show ] && {{ [ -e {tried} ] && echo {state} || echo JobState=RUNNING Restarts=0; exit; }}\n'
+        f'[ "$1" = update ] || [ -e {tried} ] || {{ : > {tried}; echo {busy} >&2; exit 1; }}',
+    )
+    assert job.requeue(0, ["n1"]) == ""
+    assert [call for call in calls() if not call.startswith("show")] == asked
+
+
+def test_a_job_that_is_cancelled_before_its_own_requeue_stays_cancelled(
+    fake_command: FakeCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    calls = fake_command("scontrol", f'[ "$1" = show ] && kill -TERM $PPID; cat {DATA}/scontrol_running.txt')
+    # By itself, as it is in a batch script: a thread of another's might take the signal.
+    program = "from titan_slurm.run import job; print(repr(job.requeue(0, None)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("''\n", "")
+    assert calls() == ["show job --oneliner 1"]
 
 
 def test_a_scontrol_that_hangs(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001

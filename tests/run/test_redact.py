@@ -2,7 +2,7 @@
 
 import pytest
 
-from titan_slurm.run.redact import holds_secret, plain_variables, redact, redact_command
+from titan_slurm.run.redact import holds_secret, plain_variables, redact, redact_command, redact_patch, secret_arguments
 
 KEY = "0123456789abcdef0123"
 
@@ -31,6 +31,7 @@ def test_other_variables_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None
         ("https://ada:pass@host.org/x", "https://[redacted]@host.org/x"),
         ("https://ada:p@ss@host.org/x", "https://[redacted]@host.org/x"),
         (f"https://{KEY}@host.org", "https://[redacted]@host.org"),
+        ("https://host.org/x?sv=1&sig=a%3Db&y=2", "https://host.org/x?sv=1&sig=[redacted]&y=2"),
     ],
 )
 def test_credentials_in_an_address_are_taken_out(url: str, left: str) -> None:
@@ -44,6 +45,50 @@ def test_credentials_in_an_address_are_taken_out(url: str, left: str) -> None:
 def test_an_address_without_credentials_stays(text: str) -> None:
     assert redact(text) == text
     assert not holds_secret(text)
+
+
+def test_a_command_line_loses_what_follows_a_secret_name() -> None:
+    command = ["submit", "x", "--", "--hf_token", "hf_abc", "--api_key=1", "--use_key", "--lr", "3"]
+    left = ["submit", "x", "--", "--hf_token", "[redacted]", "--api_key=[redacted]", "--use_key", "--lr", "3"]
+    assert redact_command(command) == left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--hf_token", "hf_abc", "--api-key=1", "db_password=x"], ["--hf_token", "--api-key", "db_password"]),
+        (["--token", "x", "--authtoken", "y"], ["--token", "--authtoken"]),
+        (["https://ada:pass@host"], ["argument 1"]),
+        (["--pad_token", "<pad>", "--max_tokens", "512", "--sort_key", "name", "--token", "--lr", "1"], []),
+        (["--private_key", "/home/ada/.ssh/id", "--tokenizer=gpt2", "--no_token_type"], []),
+    ],
+)
+def test_arguments_that_surely_are_secrets(arguments: list[str], names: list[str]) -> None:
+    assert secret_arguments(arguments) == names
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "left"),
+    [
+        ("conf.yml", "+  api_key: sk-abc def\r", "+  api_key: [redacted]\r"),
+        ("run.sh", "-export HF_TOKEN='a b'", "-export HF_TOKEN='[redacted]'"),
+        ("conf.ini", " DB_PASSWORD=123456", " DB_PASSWORD=[redacted]"),
+        ("a.json", '+{"api_key": "abc", "x": "y"}', '+{"api_key": "[redacted]", "x": "y"}'),
+        ("a.toml", "+max_tokens = 4096", "+max_tokens = 4096"),
+        ("a.py", '+login(token="hf_abc")', '+login(token="[redacted]")'),
+        ("a.py", "+API_KEY: str = 'abc'", "+API_KEY: str = '[redacted]'"),
+        ("a.py", '+    tokens = batch[key] if key == "a" else sorted(x, key="b")', None),
+        ("a.py", "+token = os.environ['HF_TOKEN']", None),
+        ("a.ipynb", '+    "API_KEY = \\"abc\\"\\n",', '+    "API_KEY = \\"[redacted]\\"\\n",'),
+    ],
+)
+def test_a_patch_loses_what_is_given_to_a_secret_name(file: str, line: str, left: str | None) -> None:
+    head = f"diff --git a/{file} b/{file}\n--- a/{file}\n+++ b/{file}\n@@ -1 +1 @@\n"
+    end = "\n+\udcff\n"
+    patch, expected = (
+        f"{head}{text}{end}".encode(errors="surrogateescape") for text in (line, line if left is None else left)
+    )
+    assert redact_patch(patch) == expected
 
 
 def test_a_command_line_keeps_what_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,10 +118,19 @@ def error(text: str, *, step: int | None = 3, kind: str = CRASHED) -> dict[str, 
             id="requeue_wish",
         ),
         pytest.param(
-            {"exit_code": 138, "requeue_wish": WISH},
+            {"exit_code": 140, "requeue_wish": WISH},
             PREEMPTED,
             "requeued by ada; the ranks could not stop at a step",
             id="requeue_wish_before_the_ranks_could_hear_it",
+        ),
+        pytest.param(
+            {"exit_code": 137, "requeue_wish": WISH},
+            CRASHED,
+            "a rank was killed by SIGKILL (out of memory, perhaps) before it could say why",
+            id="requeue_wish_and_a_kill",
+        ),
+        pytest.param(
+            {"exit_code": 139, "finished": FINISHED}, COMPLETED, "all 60 steps done", id="finished_and_fell_over"
         ),
         pytest.param(
             {"exit_code": 1, "error": error("RuntimeError: x"), "requeue_wish": WISH},
@@ -224,6 +233,8 @@ def test_the_verdict_on_what_an_attempt_left(found: dict[str, Any], verdict: str
     [
         ("ValueError: bad", True),
         ("FileNotFoundError: no such file", True),
+        ("BadInputError: Accelerator.prepare: a second model: a checkpoint holds one", True),
+        ("WrongArgumentsError: the script left with 2", True),
         ("OutOfMemoryError: CUDA out of memory", True),
         ("NoUsableCheckpointError: only bad ones are left", True),
         # A file system or a network may be better next time.
@@ -239,6 +250,9 @@ def test_an_error_is_sure_to_repeat_only_before_the_first_step(text: str, sure: 
         assert (judged.verdict, judged.repeats) == (CRASHED, sure and step is None)
         # A preemption that comes on top of it is none of the run's faults.
         assert not judge(dataclasses.replace(evidence, job=IN_GRACE)).repeats
+        # What has trained before may have met a bad node, unless it is its own folder that says so.
+        later = judge(dataclasses.replace(evidence, has_advanced=True))
+        assert later.repeats == (judged.repeats and "NoUsableCheckpoint" in text)
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_each_end_of_a_run(cluster: Cluster) -> None:
     assert ensure("scancelled") == (
         3,
         "run scancelled was cancelled (Slurm says CANCELLED); "
-        "`titan-slurm submit --resume --name scancelled` goes on with it\n",
+        f"`titan-slurm resume {cluster.path('scancelled')}` goes on with it\n",
     )
     code, line = ensure("died")
     assert (code, line.startswith("submitted run died again as job ")) == (0, True)

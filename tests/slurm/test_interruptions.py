@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,11 +277,34 @@ def test_a_node_whose_slurmd_is_killed(cluster: Cluster, cancelled_at_the_end: l
 
 
 def test_a_crash_that_comes_again_at_every_start_is_not_retried(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    cluster.submit("sure", f"data.tokenizer={tmp_path / 'empty'}")
+    (tmp_path / "a.jsonl").write_text('{"no text": ""}\n')
+    cluster.submit("sure", "data.dataset=text", f"data.dataset_path={tmp_path / 'a.jsonl'}")
     status = cluster.wait_for_end("sure")
     assert (status["state"], status["verdict"], status["attempts"]) == ("failed", "crashed", 1)
     assert "this error comes again at every start" in status["reason"]
+
+
+def test_a_node_without_the_environment_is_left_out(
+    cluster: Cluster, cancelled_at_the_end: list[str], tmp_path: Path
+) -> None:
+    cancelled_at_the_end.append("moved")
+    # A virtual environment that some node comes to lose, as one on a file system that is not mounted any more.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lost").touch()
+    (tmp_path / "bin" / "activate").write_text(f'[ "$SLURMD_NODENAME" != "$(cat {tmp_path}/lost)" ]\n')
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (cluster.home / "clusters").mkdir()
+    (cluster.home / "clusters" / "own.toml").write_text(f'[setup]\nvenv = "{tmp_path}"\n')
+    cluster.submit("moved", *LONG, "checkpointing.save_interval=2", more=("--cluster", "own"))
+    status = cluster.wait("moved", lambda status: status["step"] >= 3)
+    [lost] = set(cluster.hosts("moved"))
+    (tmp_path / "lost").write_text(lost)
+    cluster.run("scontrol", "requeue", status["job_id"])
+    back(cluster, "moved")
+    assert lost not in cluster.hosts("moved")
+    assert cluster.status("moved")["excluded_nodes"] == [lost]
+    assert attempt_verdicts(cluster, "moved")[0] == "preempted"
 
 
 def test_a_spent_budget_ends_the_run_and_says_so(cluster: Cluster) -> None:

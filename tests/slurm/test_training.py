@@ -100,13 +100,13 @@ def test_cancel_ends_a_running_and_a_waiting_run(cluster: Cluster) -> None:
 
 
 def test_a_crash_is_told_by_its_cause(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    cluster.submit("crashed", f"data.tokenizer={tmp_path / 'tokenizer'}")
+    (tmp_path / "a.jsonl").write_text('{"no text": ""}\n')
+    cluster.submit("crashed", "data.dataset=text", f"data.dataset_path={tmp_path / 'a.jsonl'}")
     status = cluster.wait_for_end("crashed")
     assert (status["state"], status["verdict"]) == ("failed", "crashed")
-    assert "No supported tokenizer files found" in status["reason"]
+    assert f"{tmp_path}/a.jsonl:1 is not a line of JSON with a field" in status["reason"]
     cluster.accounting(status["job_id"], "FAILED")
-    assert "FileNotFoundError" in cluster.titan_slurm("logs", "crashed").stdout.split("===")[1]
+    assert "ValueError" in cluster.titan_slurm("logs", "crashed").stdout.split("===")[1]
 
 
 def test_status_without_accounting(cluster: Cluster) -> None:

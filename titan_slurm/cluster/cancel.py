@@ -66,7 +66,7 @@ def _end_here(run: RunDirectory) -> None:
     job = run.jobs()[-1]
     local.cancel(int(job["job_id"]), job["process_started"])
     for attempt in run.attempts()[-1:]:
-        attempt.give_verdict(CANCELLED, f"by {user()}")
+        run.give_verdict(attempt, CANCELLED, f"by {user()}")
 
 
 def _left(run: RunDirectory, job_id: str) -> list[str]:

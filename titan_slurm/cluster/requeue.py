@@ -50,6 +50,8 @@ def _why_not(run: RunDirectory, now: RunStatus) -> str:
         return f"is {now.state}; `titan-slurm resume {now.name}` goes on with it"
     if there := elsewhere(run.jobs()[-1]):
         return f"its job is one of {there}; requeue it there"
+    if not run.attempts()[-1].hosts():
+        return "its ranks have not started yet"
     chain = run.chain(str(now.job_id))
     if not run.plan().requeue["enabled"] and chain[-1] == now.job_id:
         return "does not come back ([requeue] enabled = false); cancel it and resume it"

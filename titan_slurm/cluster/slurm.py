@@ -225,6 +225,7 @@ def _variable(option: str) -> str:
 def _run(command: list[str], text: str = "", timeout_s: int = _TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:
     # A filter that the user has set for squeue would make the other jobs look as if they were gone.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
+    environment["SLURM_TIME_FORMAT"] = "standard"
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, input=text, check=False, env=environment

@@ -133,7 +133,7 @@ def _status(found: _OnDisk, known: dict[str, slurm.SlurmJob] | None) -> RunStatu
     job = _in_turn(found, known or {})
     now = _state(found, job, known) if job else _Now("created")
     verdict = (last.verdict() if last else None) or {}
-    newest = run.last_metrics()
+    newest, reached = run.last_metrics(), run.last_step()
     in_slurm = (known or {}).get(job["job_id"]) if job else None
     return RunStatus(
         name=run.name,
@@ -143,7 +143,7 @@ def _status(found: _OnDisk, known: dict[str, slurm.SlurmJob] | None) -> RunStatu
         reason=now.reason or "; ".join(text for text in (verdict.get("reason"), verdict.get("why")) if text),
         job_id=job["job_id"] if job else None,
         cluster=plan.cluster,
-        step=newest.get("step", 0),
+        step=reached.get("step", 0),
         max_steps=plan.max_steps,
         loss=newest.get("loss"),
         tokens_per_second=newest.get("tokens_per_second"),
@@ -152,7 +152,7 @@ def _status(found: _OnDisk, known: dict[str, slurm.SlurmJob] | None) -> RunStatu
         excluded_nodes=excluded(run),
         recipe=plan.recipe,
         submitted=job["time"] if job else None,
-        updated=newest.get("time"),
+        updated=reached.get("time"),
         seconds_left=_seconds_left(run, last.number, plan.max_steps) if now.state == "running" and last else None,
     )
 
@@ -219,12 +219,13 @@ def _gone(run: RunDirectory, job: dict[str, Any], last: Attempt | None, verdict:
         verdict, reason = verdicts.COMPLETED, f"all {finished['step']} steps done"
     elif wish and wish["job_id"] in _chain(job):
         verdict, reason = verdicts.CANCELLED, f"by {wish['user']}"
-    elif failed := run.setup_failure(job["job_id"]):
-        reason = f"before the attempt began: {failed} failed; {run.path / 'job.log'} says why"
+    elif failures := run.setup_failures(job["job_id"]):
+        node, what = failures[-1]
+        reason = f"before the attempt began: {what} failed on {node}; {run.path / 'job.log'} says why"
     if last:
         # Whoever looks at somebody else's run need not be allowed to write there.
         with contextlib.suppress(OSError):
-            last.give_verdict(verdict, reason)
+            run.give_verdict(last, verdict, reason, late=True)
         # Whatever was written in the meantime counts more.
         written = last.verdict()
         if written and not written.get("again"):

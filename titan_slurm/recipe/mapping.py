@@ -82,6 +82,8 @@ _NOT_FOR_RECIPES = {
     "debug.batch_invariant": "torchtitan refuses it in pre-training",
 }
 
+# A day: longer than any step, save or compilation.
+_NEVER_S = 86400
 _TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
 
 
@@ -130,6 +132,9 @@ def torchtitan_values(recipe: Recipe, layout: Layout, extra: dict[str, Any], *, 
         "lr_scheduler.total_steps": recipe.lr_schedule.total_steps or recipe.training.max_steps,
         "checkpoint.enable": True,
         "checkpoint.last_save_model_only": False,
+        # What hangs is ended by the run's watchdog, which writes the stacks first: torch's own limits come after it.
+        "comm.init_timeout_seconds": _NEVER_S,
+        "comm.train_timeout_seconds": _NEVER_S,
         # Log files are read by people and by `logs`, which has colours of its own.
         "metrics.disable_color_printing": True,
     }

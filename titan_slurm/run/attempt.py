@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import socket
 import time
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_slurm.run.cause import cause_first
-from titan_slurm.run.events import EVENTS_FILE, FINISHED, RANK_0, STOPPED, EventLog
+from titan_slurm.run.events import EVENTS_FILE, FINISHED, RANK_0, STOPPED, VERDICT, EventLog
 from titan_slurm.run.files import read_json, write_json, write_json_once
 from titan_slurm.run.verdict import CRASHED
 
@@ -70,14 +71,19 @@ class Attempt:
         write_json(self.path / "hosts.json", {"hosts": hosts})
 
     def verdict(self) -> dict[str, Any] | None:
-        """Why the attempt ended: {"verdict", "reason", "time", "saved_step", "again", "why"}; None while it runs, or
-        if nobody has found out yet."""
+        """Why the attempt ended: {"verdict", "reason", "time", "saved_step", "again", "why", "late"}; None while it
+        runs, or if nobody has found out yet. `late`: somebody found out later, so that `time` is not its end's."""
         return read_json(self.path / "verdict.json")
 
-    def give_verdict(self, verdict: str, reason: str, **more: Any) -> None:
-        """Write the verdict, once: the first one stands."""
+    def give_verdict(self, verdict: str, reason: str, **more: Any) -> bool:
+        """Write the verdict, once: the first one stands. Returns whether it is this one."""
         value = {"verdict": verdict, "reason": reason, "time": time.time()} | more
-        write_json_once(self.path / "verdict.json", value)
+        return write_json_once(self.path / "verdict.json", value)
+
+    def tell_verdict(self, by: str) -> None:
+        """Put the verdict that stands among the run's events."""
+        standing = {name: value for name, value in (self.verdict() or {}).items() if name != "time"}
+        self.events(by).add(VERDICT, **standing)
 
     def amend_verdict(self, **more: Any) -> None:
         """Add to the verdict what became of it."""
@@ -144,7 +150,12 @@ def new_attempt(folder: Path) -> Attempt:
 
 def user() -> str:
     """Whose process this is."""
-    return os.environ.get("USER") or str(os.getuid())
+    if name := os.environ.get("USER"):
+        return name
+    # In a container, say, nobody may know the number.
+    with contextlib.suppress(LookupError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    return str(os.getuid())
 
 
 def host() -> str:

@@ -138,19 +138,18 @@ def newest_committed_step(folder: Path) -> int:
 def commit(path: Path, files: dict[str, FileRecord], *, started: float, run: str = "") -> None:
     """Make `path`, named step-N, a checkpoint. Every file must have been synced to stable storage by its writer.
 
-    `started`: when the save began, in seconds since 1970. `run`: the path of the run that makes it. Raises
-    FileNotFoundError if a file does not come to its size here within half a minute: then the ranks do not write to one
-    shared folder.
+    `started`: when the save began, by time.monotonic() on this machine. `run`: the path of the run that makes it.
+    Raises FileNotFoundError if a file does not come to its size here within half a minute: then the ranks do not write
+    to one shared folder.
     """
     _wait_until_in_place(path, files)
     sync_directory(path)
     sync_directory(path.parent)
-    now = time.time()
     record = {
         "schema": SCHEMA,
         "step": _step_of(path),
-        "time": now,
-        "seconds": now - started,
+        "time": time.time(),
+        "seconds": time.monotonic() - started,
         "run": run,
         "files": {name: vars(file) for name, file in sorted(files.items())},
     }

@@ -9,9 +9,19 @@ from typing import Any
 
 from titan_slurm.run import metrics
 from titan_slurm.run.attempt import Attempt
-from titan_slurm.run.events import EVENTS_FILE, SUBMIT, EventLog
+from titan_slurm.run.checkpoints import newest_committed_step
+from titan_slurm.run.events import COMMAND, EVENTS_FILE, SUBMIT, EventLog
 from titan_slurm.run.files import append_json_line, locked, read_json, read_json_lines, write_json
 from titan_slurm.run.plan import Plan
+
+# What stands in a run beside its checkpoints.
+_OWN = frozenset(
+    {
+        *("assets", "attempts", "cache", "code", "export", "history", "patches", "submitit", "tensorboard", "wandb"),
+        *("training_script", "cancel.json", "events.jsonl", "job.log", "job.sh", "jobs.jsonl", "lock.json"),
+        *("metrics.jsonl", "nodes.json", "plan.json", "recipe.toml", "submission.json"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,11 @@ class RunDirectory:
         return self.path / "code"
 
     @property
+    def script_folder(self) -> Path:
+        """The user's script, where one trains, and the modules that lay beside it."""
+        return self.path / "training_script"
+
+    @property
     def cache_folder(self) -> Path:
         """What torch has compiled, for the next attempt."""
         return self.path / "cache"
@@ -120,11 +135,26 @@ class RunDirectory:
         """Where the plan in force has its checkpoints; not always inside the run."""
         return Path(self.plan().torchtitan["checkpoint.folder"])
 
-    def setup_failure(self, job_id: str) -> str:
-        """What failed in a job's batch script before its attempt could begin; empty where nothing is known of it."""
+    def setup_failures(self, job_id: str) -> list[tuple[str, str]]:
+        """What failed in a job's batch script before its next attempt could begin: node and what, oldest first."""
         with contextlib.suppress(OSError):
-            return (self.path / f"setup_failed.{job_id}").read_text(encoding="utf-8", errors="replace").strip()
-        return ""
+            lines = self._setup_file(job_id).read_text(encoding="utf-8", errors="replace").split("\n")
+            return [(node, what) for node, _, what in (line.partition("\t") for line in lines) if what]
+        return []
+
+    def forget_setup_failures(self, job_id: str) -> None:
+        """An attempt has begun."""
+        self._setup_file(job_id).unlink(missing_ok=True)
+
+    def _setup_file(self, job_id: str) -> Path:
+        return self.path / f"setup_failed.{job_id}"
+
+    def owns(self, path: Path) -> bool:
+        """Whether a path is the run itself, or something in it that is no place for checkpoints."""
+        if not path.is_relative_to(self.path):
+            return False
+        first = (*path.relative_to(self.path).parts, ".")[0]
+        return first in _OWN or first.startswith(".")
 
     def exists(self) -> bool:
         """Whether this folder is a run."""
@@ -191,9 +221,20 @@ class RunDirectory:
         folders = [path for path in self.attempts_folder.iterdir() if path.name.isdigit()]
         return [Attempt(path) for path in sorted(folders, key=lambda path: int(path.name))]
 
+    def give_verdict(self, attempt: Attempt, verdict: str, reason: str, **more: Any) -> None:
+        """A command of the user's gives an attempt the verdict that its batch script did not come to give, unless it
+        has one."""
+        saved = newest_committed_step(self.checkpoints_folder)
+        if attempt.give_verdict(verdict, reason, saved_step=saved, **more):
+            attempt.tell_verdict(COMMAND)
+
     def last_metrics(self) -> dict[str, Any]:
         """The newest logged step, or an empty dict."""
         return metrics.last(self.metrics_file)
+
+    def last_step(self) -> dict[str, Any]:
+        """How far the run has come: {"step", "time", …}, or an empty dict."""
+        return metrics.last_step(self.metrics_file)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """All logged steps in the order of logging."""

@@ -1,10 +1,11 @@
 """What happened to a run, and when: `events.jsonl`, one line each, appended and never changed.
 
 There is one writer at a time, so that lines never mix: whoever submits, until the job is submitted; the batch script,
-before its ranks start and after they have left; and rank 0 between the two.
+before its ranks start and after they have left; rank 0 between the two; and a command of the user's that finds out that
+the job is gone, or ends it.
 
-Every line has `time` (seconds since 1970), `event`, `by` (whose clock that is: "submit", "batch script" or "rank 0"),
-`attempt` (null before the first start of a submission) and, where it belongs to one, `step`. Beside these:
+Every line has `time` (seconds since 1970), `event`, `by` (whose clock that is: "submit", "batch script", "rank 0" or
+"command"), `attempt` (null before the first start of a submission) and, where it belongs to one, `step`. Beside these:
 
     event               by            more
     queued              submit        resumed: whether the run goes on with earlier work
@@ -26,8 +27,9 @@ Every line has `time` (seconds since 1970), `event`, `by` (whose clock that is: 
     stop_asked          rank 0        signal
     stopped             rank 0        signal, saved, why
     finished            rank 0        the run's last step is done and saved
-    verdict             batch script  verdict, reason, again, delay_s, why, saved_step; late: whether it was given by a
-                                      later attempt, so that its time is not the end of this one
+    verdict             batch script  verdict, reason, again, delay_s, why, saved_step; late: whether it was found out
+                        or command    later, by the next attempt or by whoever looked at the run, so that its time is
+                                      not the end of this one
     notified            batch script  webhook, command: "sent" or why not, of those who are told of the run's end
 
 From `queued`, or the `verdict` before, to `started` a run waits for its nodes; from there to `first_step` it starts up;
@@ -44,7 +46,7 @@ from titan_slurm.run.files import append_json_line
 
 EVENTS_FILE = "events.jsonl"
 
-SUBMIT, BATCH_SCRIPT, RANK_0 = "submit", "batch script", "rank 0"
+SUBMIT, BATCH_SCRIPT, RANK_0, COMMAND = "submit", "batch script", "rank 0", "command"
 
 QUEUED = "queued"
 REFUSED = "refused"

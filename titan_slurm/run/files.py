@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import tempfile
@@ -16,9 +17,10 @@ _TAIL_BYTES = 65536
 _SHORTEST_TURN_S, _LONGEST_TURN_S = 0.01, 0.5
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text`: a reader, or a crash at any instant, sees the old content or the new, never a part."""
-    with _written_beside(path, text) as temporary:
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`, as UTF-8 if it is text: a reader, or a crash at any instant, sees the old content or
+    the new, never a part."""
+    with _written_beside(path, content) as temporary:
         temporary.replace(path)
     sync_directory(path.parent)
 
@@ -48,6 +50,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return value
+
+
+def finite(value: Any) -> Any:
+    """Plain values that JSON can hold: what is no number is None."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync_directory(path: Path) -> None:
@@ -160,13 +171,14 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _written_beside(path: Path, text: str) -> Iterator[Path]:
-    """A file with that text on stable storage, in the folder of `path`; gone afterwards, unless it got another name."""
+def _written_beside(path: Path, content: str | bytes) -> Iterator[Path]:
+    """A file with that content on stable storage, in the folder of `path`; gone afterwards, unless it got another
+    name."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner may read; a run is often shared with a group.

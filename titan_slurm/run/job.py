@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 _TIMEOUT_S = 20
 _TURN_S = 5.0
+# For a controller that is too busy to answer, or that is being started again.
+_PATIENCE_S = 60.0
+# What scontrol says to a job that may not be requeued, by whom, or that there is not (slurm_errno.c).
+_REFUSALS = ("disabled", "denied", "Invalid")
 # Slurm's own default.
 _KILL_WAIT_S = 30.0
 
@@ -115,22 +119,47 @@ def requeue(delay_s: float, excluded_nodes: list[str] | None) -> str:
     """Have Slurm start this job again, not before `delay_s` from now and not on these nodes (None: as
     it was submitted).
 
-    Returns what scontrol complained of, or nothing. Slurm ends the job's processes at once: call it last.
+    Returns what scontrol complained of, or nothing; also where Slurm has come to end the job in the meantime, which
+    another requeue would raise again. Slurm ends the job's processes at once: call it last.
     """
     job_id = own_id()
     if job_id is None:
         return "this is not a Slurm job"
-    # Slurm sends SIGTERM to this very process as soon as it has understood.
+    # Slurm sends SIGTERM to this very process, and to the commands that it runs, as soon as it has understood. Where it
+    # is blocked, too, one that has come can be seen.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    done = _run("scontrol", "requeue", job_id)
-    if done is None or done.returncode != 0:
-        return done.stderr.strip() if done else "scontrol is not to be had here"
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    complaint = _requeue(job_id)
+    if complaint is None:
+        return ""
+    if complaint:
+        return complaint
     # A job's start and nodes can be set only while it waits, which is from now on.
     if excluded_nodes is not None:
         _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(excluded_nodes)}")
     if delay_s and time.time() + delay_s > _start_time(job_id):
         _run("scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(delay_s)}")
     return ""
+
+
+def _requeue(job_id: str) -> str | None:
+    """What scontrol complains of, again and again; empty once the job is requeued, None if Slurm has ended it."""
+    give_up = time.monotonic() + _PATIENCE_S
+    while True:
+        facts = ask()
+        if facts and facts.state != "RUNNING":
+            # One that was not answered in time may have been carried out.
+            return "" if facts.restarts > int(os.environ.get("SLURM_RESTART_COUNT", "0")) else None
+        if signal.SIGTERM in signal.sigpending():
+            return None
+        done = _run("scontrol", "requeue", job_id)
+        if done is not None and done.returncode == 0:
+            return ""
+        complaint = done.stderr.strip() if done else "scontrol is not to be had here"
+        is_refused = any(word in complaint for word in _REFUSALS) or shutil.which("scontrol") is None
+        if is_refused or time.monotonic() >= give_up:
+            return complaint
+        time.sleep(_TURN_S)
 
 
 def _start_time(job_id: str) -> float:
@@ -156,8 +185,12 @@ def _kill_wait() -> float:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
+    # sbatch hands on what its user has set for people to read.
+    environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL, env=environment
+        )
     return None
 
 

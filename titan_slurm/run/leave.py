@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_slurm.run import events, job, nodes, notify, preflight, verdict
-from titan_slurm.run.attempt import Attempt, host, new_attempt
+from titan_slurm.run.attempt import Attempt, host, new_attempt, user
 from titan_slurm.run.checkpoints import newest_committed_step
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import write_json
@@ -29,13 +29,17 @@ _PATIENCE_S = 60.0
 _SUBMISSION_S = 20.0
 
 
+class NoAttemptError(SystemExit):
+    """The run is not to go on; with the reason."""
+
+
 def begin(run: RunDirectory) -> Attempt:
     """Make the next attempt's folder. Called once by the batch script, before any rank starts, and again when Slurm
-    starts the script again."""
+    starts the script again. Raises NoAttemptError, or SystemExit where that is no error."""
     wish = run.cancelled()
     if wish and wish["job_id"] in run.chain(_job_id()):
         # The wish and the decision to come back crossed each other.
-        raise SystemExit(f"{wish['user']} has cancelled this run; `titan-slurm submit --resume` goes on with it")
+        raise NoAttemptError(f"{wish['user']} has cancelled this run; `titan-slurm resume {run.name}` goes on with it")
     _be_known(run)
     settle(run)
     _leave_if_the_chain_has_ended(run)
@@ -50,9 +54,17 @@ def begin(run: RunDirectory) -> Attempt:
         "saved_step": _saved_step(run),
     }
     write_json(attempt.path / "attempt.json", facts)
+    _note_failed_set_ups(run, attempt)
     known: dict[str, Any] = {name: facts[name] for name in ("job_id", "nodes", "restart_count")}
     attempt.events(events.BATCH_SCRIPT).add(events.STARTED, **known)
     return attempt
+
+
+def _note_failed_set_ups(run: RunDirectory, attempt: Attempt) -> None:
+    """The batch script has left out the nodes on which it could not set up what it has set up here."""
+    for node, _ in run.setup_failures(_job_id()):
+        nodes.blame(run, [node], attempt.number, verdict.NODE_FAILURE, job.spare_nodes(), is_sure=True)
+    run.forget_setup_failures(_job_id())
 
 
 def _be_known(run: RunDirectory) -> None:
@@ -67,7 +79,7 @@ def _be_known(run: RunDirectory) -> None:
             pass
     if not any(job["job_id"] == job_id for job in run.jobs()):
         place = {"cluster": "slurm", "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME", "")}
-        run.add_job({"job_id": job_id, "time": time.time(), "user": os.environ.get("USER", "")} | place)
+        run.add_job({"job_id": job_id, "time": time.time(), "user": user()} | place)
     pickle = run.submitit_folder / f"{job_id}_submitted.pkl"
     for waiting in [] if pickle.exists() else run.submitit_folder.glob("*.pkl"):
         if not waiting.name.endswith(("_submitted.pkl", "_result.pkl")):
@@ -101,7 +113,7 @@ def _leave_if_the_chain_has_ended(run: RunDirectory) -> None:
     if len(chain) == 1:
         return
     if (newest := run.jobs()[-1]["job_id"]) not in chain:
-        raise SystemExit(f"nothing to do: job {newest} was submitted for this run since")
+        raise NoAttemptError(f"nothing to do: job {newest} was submitted for this run since")
     attempts = run.attempts()
     job_id = attempts[-1].facts().get("job_id") if attempts else None
     if job_id == _job_id() or job_id not in chain:
@@ -111,7 +123,7 @@ def _leave_if_the_chain_has_ended(run: RunDirectory) -> None:
         return
     text = f"nothing to do: job {job_id} of this chain has {known['verdict']}"
     if known["verdict"] != verdict.COMPLETED:
-        raise SystemExit(f"{text}; {known.get('why') or known['reason']}")
+        raise NoAttemptError(f"{text}; {known.get('why') or known['reason']}")
     # Not an error: other jobs may wait for this one to end well.
     print(text, file=sys.stderr)
     raise SystemExit(0)
@@ -126,7 +138,7 @@ def _check_budgets(run: RunDirectory) -> None:
     if not then.again:
         attempts[-1].amend_verdict(again=False, why=then.why)
         notify.tell(run, attempts[-1])
-        raise SystemExit(then.why)
+        raise NoAttemptError(then.why)
 
 
 def end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
@@ -141,25 +153,30 @@ def end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
 
 def _end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
     facts = job.ask(_PATIENCE_S) if run.plan().cluster == "slurm" else None
-    evidence = _evidence(run, attempt, exit_code, facts)
+    past = _past(run, [each for each in run.attempts() if each.number < attempt.number])
+    evidence = dataclasses.replace(
+        _evidence(run, attempt, exit_code, facts), has_advanced=any(each.advanced for each in past)
+    )
     found = verdict.judge(evidence)
-    earlier = [each for each in run.attempts() if each.number < attempt.number]
     follows = run.chain(_job_id())[-1] != _job_id()
-    then = verdict.after([*_past(run, earlier), _as_past(run, attempt, found)], _budgets(run, goes_on=follows))
-    if found.verdict in (verdict.CRASHED, verdict.HUNG) and (bad := _bad_nodes(attempt, evidence)):
-        nodes.blame(run, bad, attempt.number, found.verdict, job.spare_nodes())
-    if found.verdict == verdict.NODE_FAILURE and evidence.bad_nodes:
-        nodes.blame(run, list(evidence.bad_nodes), attempt.number, found.verdict, job.spare_nodes(), is_sure=True)
+    then = verdict.after([*past, _as_past(run, attempt, found)], _budgets(run, goes_on=follows))
     # Anything but RUNNING means that Slurm has decided already: another requeue would raise a cancelled job. Whether
     # the budgets allow what it decided is for the next attempt to see.
     decided = facts is not None and facts.state != "RUNNING" and found.verdict != verdict.COMPLETED
     if decided:
         then = Next(again=found.verdict == verdict.PREEMPTED or (follows and then.again))
-    _give(run, attempt, found, then)
+    try:
+        _blame(run, attempt, evidence, found)
+        _give(run, attempt, found, then)
+    except OSError as error:
+        # On a full disk, say. The next attempt finds the verdict; that there is one is what counts now.
+        print(f"the verdict, {found.verdict} ({found.reason}), cannot be written: {error}", file=sys.stderr)
     if decided:
         return exit_code or 1
     if not then.again:
-        return 0 if found.verdict == verdict.COMPLETED else exit_code or 1
+        # On a single machine this code means that the run starts again.
+        is_taken = run.plan().cluster == "local" and exit_code == AGAIN_EXIT_CODE
+        return 0 if found.verdict == verdict.COMPLETED else 1 if is_taken else exit_code or 1
     if run.plan().cluster == "local":
         time.sleep(then.delay_s)
         return AGAIN_EXIT_CODE
@@ -169,6 +186,13 @@ def _end(run: RunDirectory, attempt: Attempt, exit_code: int) -> int:
     if complaint and not follows:
         _leave_to_slurm(attempt, found, complaint)
     return exit_code or 1
+
+
+def _blame(run: RunDirectory, attempt: Attempt, evidence: Evidence, found: Verdict) -> None:
+    if found.verdict in (verdict.CRASHED, verdict.HUNG) and (bad := _bad_nodes(attempt, evidence)):
+        nodes.blame(run, bad, attempt.number, found.verdict, job.spare_nodes())
+    if found.verdict == verdict.NODE_FAILURE and evidence.bad_nodes:
+        nodes.blame(run, list(evidence.bad_nodes), attempt.number, found.verdict, job.spare_nodes(), is_sure=True)
 
 
 def budgets(run: RunDirectory) -> Budgets:
@@ -197,9 +221,7 @@ def _give(run: RunDirectory, attempt: Attempt, found: Verdict, then: Next) -> No
 def _write_verdict(run: RunDirectory, attempt: Attempt, found: Verdict, **more: Any) -> None:
     more["saved_step"] = _saved_step(run)
     attempt.give_verdict(found.verdict, found.reason, **more)
-    # The one that stands, which may be another.
-    standing = {name: value for name, value in (attempt.verdict() or {}).items() if name != "time"}
-    attempt.events(events.BATCH_SCRIPT).add(events.VERDICT, **standing)
+    attempt.tell_verdict(events.BATCH_SCRIPT)
 
 
 def _leave_to_slurm(attempt: Attempt, found: Verdict, complaint: str) -> None:
@@ -234,11 +256,14 @@ def _evidence(run: RunDirectory, attempt: Attempt, exit_code: int, facts: job.Jo
 
 
 def _bad_nodes(attempt: Attempt, evidence: Evidence) -> list[str]:
-    """The nodes of ranks that died without a word, or whose error is one of hardware."""
+    """The nodes of ranks that died without a word, or whose error is one of hardware, or of what the run found
+    elsewhere: a file system that is not mounted, a GPU that somebody else uses."""
     hosts = attempt.hosts()
     suspects = {hosts[rank] for rank in evidence.silent_ranks if rank < len(hosts)}
-    if evidence.error and any(sign in evidence.error["error"] for sign in _NODE_ERRORS):
-        suspects.add(evidence.error["host"])
+    error = evidence.error
+    at_the_start = evidence.has_advanced and error is not None and error["step"] is None
+    if error and (at_the_start or any(sign in error["error"] for sign in _NODE_ERRORS)):
+        suspects.add(error["host"])
     # Of a single node nothing can be excluded.
     return sorted(suspects) if len(set(hosts)) > 1 else []
 

@@ -13,13 +13,14 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_slurm.run import events, verdict
-from titan_slurm.run.attempt import Attempt
+from titan_slurm.run import events, job, verdict
+from titan_slurm.run.attempt import Attempt, host
 from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.events import EventLog
 from titan_slurm.run.files import write_json_once
 from titan_slurm.run.redact import redact
 
@@ -31,30 +32,51 @@ _PATIENCE_S = 5.0
 def tell(run: RunDirectory, attempt: Attempt) -> None:
     """Tell of the run's end if it has ended with this attempt, and not by its user's wish. Takes at most some seconds,
     and raises nothing."""
+    with _nothing_raised():
+        found = attempt.verdict()
+        if found is None or found.get("again") or found["verdict"] == verdict.CANCELLED or not _is_asked_for(run):
+            return
+        # Before it is sent: better once too few than once too often.
+        if write_json_once(attempt.path / "notified.json", {"verdict": found["verdict"], "time": found["time"]}):
+            sent = _send(run, _text(run, attempt, found), found["verdict"])
+            attempt.events(events.BATCH_SCRIPT).add(events.NOTIFIED, **sent)
+
+
+def tell_of_failed_set_up(run: RunDirectory, what: str) -> None:
+    """The same for a job that ends before an attempt could begin, because `what` failed."""
+    with _nothing_raised():
+        where = f"job {job.own_id() or '-'} on {host()}, {run.path}"
+        text = redact(f"run {run.name} has failed: before its attempt began, {what} failed ({where})")
+        if _is_asked_for(run):
+            EventLog(run.events_file, events.BATCH_SCRIPT).add(events.NOTIFIED, **_send(run, text, verdict.CRASHED))
+
+
+@contextlib.contextmanager
+def _nothing_raised() -> Iterator[None]:
     try:
-        _tell(run, attempt)
+        yield
     except Exception as error:
         print(f"nobody was told of the run's end: {type(error).__name__}", file=sys.stderr)
 
 
-def _tell(run: RunDirectory, attempt: Attempt) -> None:
-    found = attempt.verdict()
-    if found is None or found.get("again") or found["verdict"] == verdict.CANCELLED:
-        return
-    settings = ((run.plan().profile or {}).get("given") or {}).get("notify", {})
-    file, command = settings.get("webhook_file"), settings.get("command", [])
-    if not (WEBHOOK_VARIABLE in os.environ or file or command):
-        return
-    # Before it is sent: better once too few than once too often.
-    if not write_json_once(attempt.path / "notified.json", {"verdict": found["verdict"], "time": found["time"]}):
-        return
-    text = _text(run, attempt, found)
+def _asked(run: RunDirectory) -> dict[str, Any]:
+    return dict(((run.plan().profile or {}).get("given") or {}).get("notify", {}))
+
+
+def _is_asked_for(run: RunDirectory) -> bool:
+    settings = _asked(run)
+    return bool(WEBHOOK_VARIABLE in os.environ or settings.get("webhook_file") or settings.get("command"))
+
+
+def _send(run: RunDirectory, text: str, word: str) -> dict[str, Any]:
+    """What became of each way, by its name."""
+    settings = _asked(run)
     sent: dict[str, Any] = {}
-    if WEBHOOK_VARIABLE in os.environ or file:
-        sent["webhook"] = _by_webhook(file, text)
-    if command:
-        sent["command"] = _by_command(command, text, run, found["verdict"])
-    attempt.events(events.BATCH_SCRIPT).add(events.NOTIFIED, **sent)
+    if WEBHOOK_VARIABLE in os.environ or settings.get("webhook_file"):
+        sent["webhook"] = _by_webhook(settings.get("webhook_file"), text)
+    if command := settings.get("command"):
+        sent["command"] = _by_command(command, text, run, word)
+    return sent
 
 
 def webhook_problem(file: Path) -> str:

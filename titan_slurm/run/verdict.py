@@ -3,6 +3,7 @@
 The table of what Slurm does and what is right to answer is in the README, under "When a run comes back".
 """
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -36,12 +37,14 @@ STOPPED_EXIT_CODE = 85
 HUNG_EXIT_CODE = 86
 # The ranks were not started: the nodes are not fit for them.
 BAD_NODES_EXIT_CODE = 87
+_ASKED_TOO_EARLY = 128 + signal.SIGUSR2
 
-# An error of these kinds before the attempt's first step comes again at every start.
+# An error of these kinds before the attempt's first step comes again at every start, in a run that has never trained.
 _SURE_TO_REPEAT = frozenset(
     {
         "AssertionError",
         "AttributeError",
+        "BadInputError",
         "FileNotFoundError",
         "ImportError",
         "IsADirectoryError",
@@ -54,8 +57,13 @@ _SURE_TO_REPEAT = frozenset(
         "PermissionError",
         "TypeError",
         "ValueError",
+        "WrongArgumentsError",
     }
 )
+# And these also where the run has trained before, with which no node and no moment has to do.
+_FINAL = frozenset({"NoUsableCheckpointError", "OtherVersionsError"})
+# And this one after a step as well.
+_ALWAYS_FINAL = frozenset({"EndedEarlyError"})
 _LONGEST_DELAY_S = 1800.0
 
 
@@ -76,6 +84,8 @@ class Evidence:
     """None where Slurm could not be asked, and on a single machine."""
     restart_count: int
     """How often Slurm had started the job again when the attempt began."""
+    has_advanced: bool = False
+    """An earlier attempt trained by the same plan, and left a newer checkpoint than it found."""
     requeue_wish: dict[str, Any] | None = None
     """{"user"} if a user has the ranks stop for the run to start again."""
     bad_nodes: dict[str, str] = field(default_factory=dict)
@@ -94,7 +104,8 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict on an attempt whose ranks have all left."""
-    if evidence.finished and evidence.exit_code == 0:
+    # However a rank leaves when all is trained, saved and said.
+    if evidence.finished:
         return Verdict(COMPLETED, f"all {evidence.finished['step']} steps done")
     if evidence.cancel_wish:
         return Verdict(CANCELLED, f"by {evidence.cancel_wish['user']}")
@@ -107,7 +118,8 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(CANCELLED, f"by scancel ({job.state})")
     if job and job.preempt_time:
         return Verdict(PREEMPTED, _stop_text(evidence.stopped, "preempted by Slurm"))
-    if evidence.requeue_wish and not evidence.error:
+    # A rank that has just been started dies of the signal that asks it to stop.
+    if evidence.requeue_wish and (evidence.stopped or evidence.exit_code == _ASKED_TOO_EARLY):
         return Verdict(PREEMPTED, _stop_text(evidence.stopped, f"requeued by {evidence.requeue_wish['user']}"))
     if evidence.stopped:
         if evidence.stopped["signal"] == "SIGTERM":
@@ -141,7 +153,9 @@ def _judge_failure(evidence: Evidence) -> Verdict:
         if error["kind"] == HUNG:
             silent = _silent_text(evidence.silent_ranks)
             return Verdict(HUNG, f"{where}: {error['error']}{silent}")
-        repeats = error["step"] is None and error["error"].split(":")[0] in _SURE_TO_REPEAT
+        kind = error["error"].split(":")[0]
+        sure = _FINAL if evidence.has_advanced else _SURE_TO_REPEAT
+        repeats = kind in _ALWAYS_FINAL or (error["step"] is None and kind in sure)
         # A rank that lost its peer names the loss; the cause is the peer that said nothing.
         silent = "" if repeats else _silent_text(evidence.silent_ranks)
         return Verdict(CRASHED, f"{where}: {error['error']}{silent}", repeats)
@@ -213,9 +227,7 @@ def after(attempts: Sequence[Past], budgets: Budgets) -> Next:
     if not budgets.enabled:
         return Next(False, why="[requeue] enabled = false")
     if last.repeats:
-        return Next(
-            False, why="this error comes again at every start; mend it and go on by `titan-slurm submit --resume`"
-        )
+        return Next(False, why="this error comes again at every start; mend it and go on by `titan-slurm resume`")
     in_a_row = _in_a_row(attempts)
     counted = Counter(attempt.verdict for attempt in in_a_row)
     counted[STALLED] += sum(not attempt.advanced for attempt in in_a_row)
@@ -246,7 +258,8 @@ def _in_a_row(attempts: Sequence[Past]) -> list[Past]:
 
 def _spent(verdict: str, limit: int) -> str:
     what = "attempts without a new checkpoint" if verdict == STALLED else f"attempts that ended as {verdict}"
-    return f"more than {limit} {what} in a row ([requeue] {verdict} = {limit}); look at the logs, then submit --resume"
+    spent = f"more than {limit} {what} in a row ([requeue] {verdict} = {limit})"
+    return f"{spent}; look at the logs, then `titan-slurm resume`"
 
 
 def seconds_left(deadline: float | None) -> float | None:

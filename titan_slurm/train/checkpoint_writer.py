@@ -39,7 +39,7 @@ class CommittingWriter(_FileSystemWriter):
         super().__init__(path)
         self.run = run
         self.fs = _SummingFileSystem()
-        self.started = time.time()
+        self.started = time.monotonic()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
         """Write this rank's files. Raises CheckpointSaveError."""

@@ -1,11 +1,11 @@
 """How a rank hears that it is to stop: signals are blocked in every thread but one, which waits for them, notes the
 deadline, and sees to it that the ranks leave in time even if they never come to the end of their step."""
 
+import contextlib
 import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from multiprocessing import resource_tracker
 
@@ -83,10 +83,14 @@ class StopRequest:
         # Slurm may not answer at once, and the flag has not waited for it.
         self.deadline = job.deadline(job.ask())
         while (left := self.seconds_left()) is None or left > 0:
-            time.sleep(_TURN_S if left is not None else 1.0)
-        # The ranks may have stopped and saved, and be slow to leave.
-        if not self._attempt.stopped():
-            why = "no step ended before the deadline"
-            self._attempt.stop(name, self._step(), saved=False, why=why)
+            # A preemption may come while the time limit is near, and leave less time.
+            if signal.sigtimedwait(_ASKING, _TURN_S if left is not None else 1.0):
+                self.deadline = job.deadline(job.ask())
+        # A full disk must not keep the ranks from leaving.
+        with contextlib.suppress(OSError):
+            # The ranks may have stopped and saved, and be slow to leave.
+            if not self._attempt.stopped():
+                why = "no step ended before the deadline"
+                self._attempt.stop(name, self._step(), saved=False, why=why)
         # The main thread is somewhere that no exception reaches: in a compiler, a collective, a file system.
         os._exit(STOPPED_EXIT_CODE)

@@ -6,6 +6,7 @@ import os
 import statistics
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 
@@ -20,6 +21,8 @@ _TIMES_MEDIAN = 20.0
 _REMEMBERED = 50
 # The others wait for the same step: each gets as long to write its stacks before the first one leaves.
 _OTHERS_S = 3.0
+# After that a rank leaves, whatever it has written.
+_WRITING_S = 300.0
 
 
 class Watchdog:
@@ -32,7 +35,7 @@ class Watchdog:
         self._intervals: deque[float] = deque(maxlen=_REMEMBERED)
         self._step: int | None = None
         self._last = time.monotonic()
-        self._patient = False
+        self._patient = self._resting = False
         self._off = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -42,6 +45,15 @@ class Watchdog:
         if self._step is not None:
             self._intervals.append(now - self._last)
         self._step, self._last = step, now
+
+    def rest(self) -> None:
+        """No step is to be expected before `step_begins`: for a loop that does what it likes between two steps."""
+        self._resting = True
+
+    def step_begins(self) -> None:
+        """After `rest`: a step is under way."""
+        if self._resting:
+            self._resting, self._last = False, time.monotonic()
 
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
@@ -58,7 +70,7 @@ class Watchdog:
 
     def limit(self) -> float:
         """Seconds without the end of a step that count as hung."""
-        if self._step is None:
+        if self._step is None or self._resting:
             # A settled time-out is for steps, and the first one compiles.
             return _PATIENCE_S
         if self._timeout is not None:
@@ -74,14 +86,23 @@ class Watchdog:
                 self._bite(waited)
 
     def _bite(self, waited: float) -> None:
+        # A file system that blocks must not keep the rank from leaving, nor one that is full.
+        threading.Timer(_WRITING_S, os._exit, [HUNG_EXIT_CODE]).start()
+        try:
+            self._tell(waited)
+        except Exception:
+            traceback.print_exc()
+        # Each rank has learned a limit of its own.
+        time.sleep(max(_OTHERS_S, waited / _TIMES_MEDIAN))
+        os._exit(HUNG_EXIT_CODE)
+
+    def _tell(self, waited: float) -> None:
         where = f"after step {self._step}" if self._step is not None else "at the start"
         with self._attempt.stacks_file(self._rank).open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
         _dump_flight_recorder()
         error = f"no step ended for {waited:.0f} s {where}; stacks in {self._attempt.stacks_file(self._rank).name}"
         self._attempt.report_error(self._rank, error, "", step=self._step, kind=HUNG)
-        time.sleep(_OTHERS_S)
-        os._exit(HUNG_EXIT_CODE)
 
 
 def _dump_flight_recorder() -> None:
