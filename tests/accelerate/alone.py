@@ -63,6 +63,8 @@ def _run(script: str, arguments: list[str]) -> int:
     sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")
+    except SystemExit as left:
+        return int(left.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1

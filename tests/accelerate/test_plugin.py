@@ -140,6 +140,57 @@ def test_contradictions_between_script_launcher_and_recipe() -> None:
     assert "contradicts training.mixed_precision = bf16 (job_config)" in problems(config, mixed_precision="no")[0]
 
 
+def test_what_accelerate_launch_was_told_is_no_secret() -> None:
+    config = {
+        "training": {"batch_size": 2, "seq_len": 64, "global_batch_size": 8},
+        "memory": {"activation_checkpointing": "none"},
+        "compile": {"enabled": True, "components": ["model"]},
+    }
+    told = {
+        "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "FSDP_ACTIVATION_CHECKPOINTING": "true",
+        "FSDP_OFFLOAD_PARAMS": "true",
+        "PARALLELISM_CONFIG_TP_SIZE": "2",
+        "PARALLELISM_CONFIG_CP_SIZE": "1",
+        "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+    }
+    # Of FSDP and parallelism it tells something only where it was asked for them.
+    assert len(problems(config, told)) == 2
+    used = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
+    said = problems(config, told | used)
+    assert [line.split(":")[0] for line in said] == [
+        "environment ACCELERATE_DYNAMO_BACKEND",
+        "environment ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        "environment FSDP_ACTIVATION_CHECKPOINTING",
+        "environment FSDP_OFFLOAD_PARAMS",
+        "environment PARALLELISM_CONFIG_TP_SIZE",
+    ]
+    assert "eager contradicts the recipe, which has inductor by compile.backend" in said[0]
+    assert "true contradicts the recipe, which has false by memory.activation_checkpointing (job_config)" in said[2]
+    # What it tells where its user has said nothing.
+    defaults = {
+        "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "FSDP_ACTIVATION_CHECKPOINTING": "false",
+        "FSDP_OFFLOAD_PARAMS": "false",
+        "PARALLELISM_CONFIG_TP_SIZE": "1",
+        "PARALLELISM_CONFIG_DP_SHARD_SIZE": "1",
+    }
+    config |= {"memory": {"activation_checkpointing": "full", "cpu_offload": True}}
+    config["parallelism"] = {"tensor_parallel": 2}
+    TorchTitanPlugin(config).settle(environment=EIGHT_RANKS | defaults | used)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [(["a"], "['a'] is of type list"), ({3: 4}, "3 is no name"), ({"training": {2: 3}}, "2 is no name")],
+)
+def test_what_is_no_recipe_at_all_is_told(config: Any, says: str) -> None:
+    (said,) = problems(config)
+    assert said.startswith(f"job_config: {says}")
+
+
 def test_a_mistake_in_a_dict_is_told_as_one_in_a_file() -> None:
     said = problems({"training": {**SMALL["training"], "max_stesp": 5}, "parallelism": {"tensor_parallel": "two"}})
     assert len(said) == 2

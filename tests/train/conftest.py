@@ -53,9 +53,12 @@ class LocalRun:
 
     def titan_slurm(self, *arguments: str, code: int = 0) -> str:
         """Run the command line, which must end with `code`. Returns what it printed."""
+        # What follows "--" is a script's own.
+        own = arguments.index("--") if "--" in arguments else len(arguments)
+        arguments = (*arguments[:own], "--runs-dir", str(self.run.path.parent), *arguments[own:])
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         done = subprocess.run(
-            [sys.executable, "-m", "titan_slurm", *arguments, "--runs-dir", str(self.run.path.parent)],
+            [sys.executable, "-m", "titan_slurm", *arguments],
             env=clean | {"OMP_NUM_THREADS": "1"} | self.environment,
             cwd=self.run.path.parent,
             capture_output=True,

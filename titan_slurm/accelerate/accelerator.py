@@ -1,14 +1,18 @@
 """Accelerate's `Accelerator`, set up from a recipe. With what, is decided in `titan_slurm.recipe.accelerate`; what
 happens between two steps, in `titan_slurm.accelerate.progress`."""
 
+import functools
 import os
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 import torch.distributed as dist
+from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
@@ -83,7 +87,10 @@ class Accelerator(accelerate.Accelerator):
         if not has_gpus:
             _shard_on_cpu(plan, fsdp, parallelism, dynamo)
         # Its order of samples is said by seed and pass alone, so that a restart finds its place.
-        options.setdefault("dataloader_config", DataLoaderConfiguration(use_seedable_sampler=True, data_seed=plan.seed))
+        loading = options["dataloader_config"] = options.get("dataloader_config") or DataLoaderConfiguration()
+        loading.use_seedable_sampler = True
+        if loading.data_seed is None:
+            loading.data_seed = plan.seed
         super().__init__(
             mixed_precision=plan.mixed_precision,
             fsdp_plugin=fsdp,
@@ -93,8 +100,8 @@ class Accelerator(accelerate.Accelerator):
             **options,
         )
         self._plan, self._session = plan, now
-        self._progress = Progress(self, plan, _checkpoints_folder(plan, now), now)
         self._step_log = StepLog(now, plan) if now and now.rank == now.plan.metrics_rank else None
+        self._progress = Progress(self, plan, _checkpoints_folder(plan, now), now, self._step_log)
         self._training_loader: TrainingLoader | None = None
 
     @property
@@ -128,11 +135,12 @@ class Accelerator(accelerate.Accelerator):
         return data.training_data(self._plan, folder)
 
     def prepare(self, *args: Any, device_placement: list[bool] | None = None) -> Any:
-        """As Accelerate's. The first data loader that a script prepares is the one that it trains on."""
+        """As Accelerate's, for one model. The first data loader that a script prepares is the one that it trains on."""
         if self._progress is None:
             return super().prepare(*args, device_placement=device_placement)
         models = [each for each in args if isinstance(each, nn.Module)]
         loaders = [each for each in args if isinstance(each, DataLoader)]
+        self._check_models(models)
         if models:
             self._name_layers(models[0])
         if loaders and self._training_loader is None:
@@ -145,8 +153,18 @@ class Accelerator(accelerate.Accelerator):
             self._session.events.add(events.MODEL_BUILT)
         for place, each in enumerate(args):
             if isinstance(each, DataLoader) and self._training_loader is None:
+                self._check_dispatch(results[place])
                 results[place] = self._training_loader = TrainingLoader(results[place], self._progress)
         return tuple(results) if len(args) > 1 else results[0]
+
+    def prepare_optimizer(
+        self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
+    ) -> AcceleratedOptimizer:
+        """As Accelerate's. What it returns says when it has made a step."""
+        prepared = super().prepare_optimizer(optimizer, device_placement=device_placement)
+        if self._progress is not None:
+            prepared.step = _then(prepared, self._progress.stepped)
+        return prepared
 
     def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
         """As Accelerate's; the norm is that of the whole model, on every rank."""
@@ -172,10 +190,11 @@ class Accelerator(accelerate.Accelerator):
 
     def load_state(self, input_dir: str | os.PathLike[str] | None = None, **options: Any) -> Any:
         """Go on from the newest committed checkpoint that verifies: in `input_dir`, which may be a `step-N` itself, or
-        where the recipe says. Collective. Returns its step; 0 if there is none."""
+        where the recipe says. A run that has checkpoints of its own goes on from those, whatever `input_dir` says.
+        Collective. Returns its step; 0 if there is none."""
         if self._progress is None:
             return super().load_state(input_dir, **options)
-        return self._progress.load(Path(input_dir).absolute() if input_dir else self._progress.folder)
+        return self._progress.load(Path(input_dir).absolute() if input_dir else None)
 
     def _prepare_tp(self, *args: Any) -> Any:
         # Accelerate would only take a model that transformers has sharded while loading it.
@@ -206,6 +225,19 @@ class Accelerator(accelerate.Accelerator):
             # A layer computed again would find its own keys and values of the first time in the cache.
             config.use_cache = False
 
+    def _check_models(self, models: list[nn.Module]) -> None:
+        if len(self._models) + len(models) > 1:
+            what = "a second model: a checkpoint holds one"
+            hint = "put what is trained into one module; a model that is not trained needs no prepare, only .to(device)"
+            raise bad_input("Accelerator.prepare", what, hint)
+
+    def _check_dispatch(self, loader: Any) -> None:
+        layout = self._plan.layout
+        if isinstance(loader, DataLoaderDispatcher) and layout.data_parallel < layout.world_size:
+            what = "Accelerate cannot dispatch an IterableDataset's batches under tensor or context parallel"
+            hint = "dataloader_config=DataLoaderConfiguration(dispatch_batches=False)"
+            raise bad_input("Accelerator.prepare", what, hint)
+
     def _check_batch_size(self, loaders: list[Any]) -> None:
         sizes = [loader.batch_size for loader in loaders if loader.batch_size is not None]
         if sizes and self._plan.batch_size not in sizes:
@@ -216,6 +248,20 @@ class Accelerator(accelerate.Accelerator):
         if self._progress is None:
             raise RuntimeError("this Accelerator has no TorchTitanPlugin, and no recipe")
         return self._progress
+
+
+def _then(optimizer: AcceleratedOptimizer, after: Callable[[], None]) -> types.MethodType:
+    """The optimizer's `step`, and `after` it another function."""
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def call(_: AcceleratedOptimizer, *arguments: Any, **options: Any) -> Any:
+        result = step(*arguments, **options)
+        after()
+        return result
+
+    # A method, as it was: torch's schedulers bind what is none.
+    return types.MethodType(call, optimizer)
 
 
 def _settle(

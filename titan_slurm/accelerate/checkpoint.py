@@ -34,11 +34,13 @@ _logger = logging.getLogger()
 class Checkpoints:
     """Of one `Accelerator`. Every method is collective.
 
-    keep: how many to keep in a folder; 0 keeps all. run: the path of the run, for checkpoints to say whose they are.
+    folder: where they go if the script names no other place. keep: how many to keep there; 0 keeps all. run: the path
+    of the run, for checkpoints to say whose they are.
     """
 
-    def __init__(self, accelerator: Any, *, keep: int, run: str = "", log: EventLog = NO_EVENTS) -> None:
+    def __init__(self, accelerator: Any, folder: Path, *, keep: int, run: str = "", log: EventLog = NO_EVENTS) -> None:
         self._accelerator = accelerator
+        self._folder = folder
         self._keep = keep
         self._run = run
         self._events = log
@@ -114,7 +116,8 @@ class Checkpoints:
             line = checkpoints.record_commit(folder, step, seconds_blocked=seconds)
             more = {"bytes": line["bytes"], "seconds": line["seconds_total"], "seconds_blocked": seconds}
             self._events.add(events.SAVE_COMMITTED, step=step, **more)
-            if self._keep:
+            # What a script saves elsewhere is its own to remove.
+            if self._keep and folder == self._folder:
                 for old in [*checkpoints.stale(folder, self._keep), *checkpoints.leftovers(folder)]:
                     checkpoints.doom(old.path)
                 for path in checkpoints.doomed(folder):

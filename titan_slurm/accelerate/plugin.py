@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_slurm.accelerate import session
-from titan_slurm.errors import BadInputError
+from titan_slurm.errors import BadInputError, bad_input
 from titan_slurm.recipe.accelerate import Setup, contradictions, make_setup, problems_with
 from titan_slurm.recipe.resolve import Override, ResolvedRecipe, Value, resolve
 from titan_slurm.recipe.schema import Recipe
@@ -114,14 +114,21 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> TorchTitanP
     return TorchTitanPlugin() if wanted or session.current() is not None else None
 
 
-def _as_named(job_config: Mapping[str, Any] | str | os.PathLike[str] | None) -> Mapping[str, Any] | str | None:
+def _as_named(job_config: object) -> Mapping[str, Any] | str | None:
     if isinstance(job_config, Mapping):
         return _without_nothing(job_config)
-    return str(Path(job_config)) if isinstance(job_config, os.PathLike) else job_config
+    if isinstance(job_config, os.PathLike):
+        return str(Path(job_config))
+    if job_config is None or isinstance(job_config, str):
+        return job_config
+    what = f"{job_config!r} is of type {type(job_config).__name__}"
+    raise bad_input("job_config", what, "a dict of a recipe's tables, a recipe's path or name, or None")
 
 
 def _without_nothing(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The same without None, which in Python is how to leave a value out."""
+    if wrong := [name for name in tables if not isinstance(name, str)]:
+        raise bad_input("job_config", f"{wrong[0]!r} is no name of a table or field", '{"training": {"seq_len": 2048}}')
     return {
         name: _without_nothing(value) if isinstance(value, Mapping) else value
         for name, value in tables.items()

@@ -21,6 +21,14 @@ def live(run_path: str) -> None:
     _ScriptRank(RunDirectory(Path(run_path)), Attempt(Path(os.environ[ATTEMPT_VARIABLE]))).live()
 
 
+class WrongArgumentsError(Exception):
+    """The script has left as one does that does not know its arguments."""
+
+
+class EndedEarlyError(Exception):
+    """The script had nothing left to do before the recipe's last step, and will have nothing at the next start."""
+
+
 class _ScriptRank(rank.Rank):
     def train(self, plan: Plan) -> None:
         """Run the script to its end."""
@@ -36,17 +44,27 @@ class _ScriptRank(rank.Rank):
         )
         script = self.run.path / plan.script["path"]
         sys.argv = [str(script), *plan.script["arguments"]]
-        # As Python does for a script: what lies beside it, where it was written, can be imported.
-        sys.path.insert(0, plan.script["folder"])
+        # As Python does for a script: what lay beside it when it was submitted can be imported.
+        sys.path.insert(0, str(script.parent) if plan.script.get("has_modules") else plan.script["folder"])
+        # What is no Python there, a compiled module say, has no copy.
+        sys.path.append(plan.script["folder"])
         try:
             runpy.run_path(str(script), run_name="__main__")
         except SystemExit as left:
+            if left.code == 2:
+                raise WrongArgumentsError("the script left with 2; its log says which argument is wrong") from left
             if left.code not in (None, 0):
                 raise RuntimeError(f"the script left with {left.code!r}") from left
         if ours.finish is None:
             raise RuntimeError("the script has ended without making an Accelerator: nothing was trained")
         if not ours.stopped:
             ours.finish()
+        if not ours.stopped and ours.step < plan.max_steps:
+            raise EndedEarlyError(
+                f"the script ended after step {ours.step} of {plan.max_steps}, which is saved; let it pass over its "
+                "data until accelerator.should_stop(), or be content: titan-slurm submit --resume --set "
+                f"training.max_steps={ours.step}"
+            )
 
         import torch.distributed
 

@@ -117,6 +117,39 @@ def contradictions(
         if environment.get(name, "").lower() == "true":
             hint = f"launch without {what}; titan-slurm convert makes a recipe of its configuration"
             yield Problem(f"environment {name}", f"{what} and TorchTitanPlugin exclude each other", hint)
+    for name, silent, field, planned in _launched(resolved, environment):
+        said = environment.get(name, silent).lower()
+        if said not in ("", silent, planned):
+            by = ".".join(field)
+            if given := origin(resolved.values, field):
+                by += f" ({given})"
+            what = f"{said} contradicts the recipe, which has {planned} by {by}"
+            yield Problem(f"environment {name}", what, "leave it out, or let them agree")
+
+
+def _launched(resolved: ResolvedRecipe, environment: Mapping[str, str]) -> Iterator[tuple[str, str, Key, str]]:
+    """What `accelerate launch` tells a script that the recipe decides: the variable, what it holds where the user of
+    `accelerate launch` has said nothing, the field, and its value."""
+    recipe, layout = resolved.recipe, resolved.layout
+    if recipe.compile.enabled:
+        yield "ACCELERATE_DYNAMO_BACKEND", "no", ("compile", "backend"), recipe.compile.backend
+    else:
+        yield "ACCELERATE_DYNAMO_BACKEND", "no", ("compile", "enabled"), "false"
+    steps = str(layout.gradient_accumulation_steps)
+    yield "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", ("training", "gradient_accumulation_steps"), steps
+    if environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        recomputes = str(activation_checkpointing(recipe) == "full").lower()
+        yield "FSDP_ACTIVATION_CHECKPOINTING", "false", ("memory", "activation_checkpointing"), recomputes
+        yield "FSDP_OFFLOAD_PARAMS", "false", ("memory", "cpu_offload"), str(recipe.memory.cpu_offload).lower()
+    if environment.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
+        degrees = {
+            "DP_REPLICATE": ("data_parallel_replicate", layout.data_parallel_replicate),
+            "DP_SHARD": ("data_parallel", layout.data_parallel // layout.data_parallel_replicate),
+            "TP": ("tensor_parallel", layout.tensor_parallel),
+            "CP": ("context_parallel", layout.context_parallel),
+        }
+        for name, (field, degree) in degrees.items():
+            yield f"PARALLELISM_CONFIG_{name}_SIZE", "1", ("parallelism", field), str(degree)
 
 
 def _unsupported(resolved: ResolvedRecipe) -> Iterator[tuple[Key, str, str]]:

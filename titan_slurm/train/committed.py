@@ -23,20 +23,9 @@ _logger = logging.getLogger()
 
 
 def choose(folder: Path) -> int:
-    """The step to go on from; -1 where there never was a checkpoint. What does not verify or was never committed is set
-    aside. Collective. Raises NoUsableCheckpointError."""
-    candidates = from_rank_0(lambda: [each.step for each in checkpoints.committed(folder)])
-    bad: dict[int, list[str]] = {}
-    chosen = -1
-    for step in candidates:
-        problems = verify(checkpoints.step_folder(folder, step))
-        if not problems:
-            chosen = step
-            break
-        bad[step] = problems
-    if chosen == -1 and (candidates or from_rank_0(lambda: bool(checkpoints.commits(folder)))):
-        # All stays as it is: what is missing may be put back, or a file system may become readable again.
-        raise from_rank_0(lambda: _nothing_usable(folder, bad))
+    """As `newest_good`, of the training's own folder: what does not verify or was never committed is set aside.
+    Collective. Raises NoUsableCheckpointError."""
+    chosen, bad = _newest_good(folder)
     if is_rank_0():
         for step, problems in bad.items():
             _set_aside(checkpoints.step_folder(folder, step), checkpoints.BAD, problems)
@@ -47,6 +36,12 @@ def choose(folder: Path) -> int:
             _logger.info(f"The checkpoint of step {chosen} verifies; going on from it.")
     # Nobody saves or loads while rank 0 renames.
     return agreement().from_rank_0(chosen)
+
+
+def newest_good(folder: Path) -> int:
+    """The newest committed step that verifies; -1 where there never was a checkpoint. Changes nothing. Collective.
+    Raises NoUsableCheckpointError."""
+    return _newest_good(folder)[0]
 
 
 def check_start(path: Path) -> None:
@@ -88,6 +83,22 @@ def from_rank_0(make: Callable[[], T]) -> T:
 def is_rank_0() -> bool:
     """Whether this rank looks at folders for all."""
     return bool(dist.get_rank() == 0)
+
+
+def _newest_good(folder: Path) -> tuple[int, dict[int, list[str]]]:
+    """And what is wrong with the newer ones."""
+    candidates = from_rank_0(lambda: [each.step for each in checkpoints.committed(folder)])
+    bad: dict[int, list[str]] = {}
+    for step in candidates:
+        problems = verify(checkpoints.step_folder(folder, step))
+        if not problems:
+            return step, bad
+        bad[step] = problems
+    were_some: bool = bool(candidates) or from_rank_0(lambda: bool(checkpoints.commits(folder)))
+    if were_some:
+        # All stays as it is: what is missing may be put back, or a file system may become readable again.
+        raise from_rank_0(lambda: _nothing_usable(folder, bad))
+    return -1, bad
 
 
 def _is_saved(path: Path) -> bool:

@@ -142,6 +142,7 @@ def build_trainer(plan: Plan, run: RunDirectory, attempt: Attempt) -> Trainer:
     config.metrics.metrics_file = str(run.metrics_file)
     config.metrics.tensorboard_folder = str(run.tensorboard_folder)
     config.metrics.attempt = attempt.number
+    config.metrics.computes_in = config.training.mixed_precision_param
     config.metrics.optimizer_on_host = plan.device == "cpu" or config.training.enable_cpu_offload
     config.metrics.tokens_per_step = plan.layout.global_batch_size * int(plan.torchtitan["training.seq_len"])
     return Trainer(config)
