@@ -409,6 +409,14 @@ MISTAKES = (
         '[checkpointing]\nsave_dir = "/proc/checkpoints" # here',
         ("checkpointing.save_dir: /proc cannot be written",),
     ),
+    *(
+        Mistake(
+            f"a save_dir that is {folder}",
+            f'[checkpointing]\nsave_dir = "{folder}" # here',
+            (f"checkpointing.save_dir: {Path(folder)} is no place for checkpoints", "./checkpoints"),
+        )
+        for folder in (".", "..", "a/../..", "code", "./attempts/x", "plan.json", ".hidden")
+    ),
     Mistake(
         "a checkpoint that is not there",
         '[checkpointing]\nresume_from_checkpoint = "/no/such/step-3" # here',
@@ -529,6 +537,11 @@ def test_neither_form_of_the_batch(submit: CommandLine) -> None:
             "tensor_parallel",
             "parallelism.tensor_parallel: 2 does not divide the model's num_kv_heads 1",
         ),
+        (
+            {"vocab_size": 513},
+            "tensor_parallel",
+            "parallelism.tensor_parallel: 2 does not divide the model's vocab_size 513",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit(submit: CommandLine, sizes: dict[str, int], line: str, what: str) -> None:
@@ -590,6 +603,12 @@ def test_all_mistakes_are_told_at_once(submit: CommandLine) -> None:
         "bad.toml:7",
         "bad.toml:9",
     ]
+
+
+def test_all_mistakes_of_the_command_line_are_told_at_once(submit: CommandLine) -> None:
+    settings = ("foo", "training.max_steps=x", "a.b=1")
+    errors = submitted(submit, "llama3_debug", *(word for each in settings for word in ("--set", each))).errors
+    assert sorted(error.partition(": ")[0] for error in errors) == sorted(f"--set {each}" for each in settings)
 
 
 def test_all_mistakes_that_need_more_than_one_field_are_told_at_once(submit: CommandLine) -> None:
@@ -708,6 +727,20 @@ def test_a_run_that_is_not_there(submit: CommandLine, verb: str) -> None:
     outcome = submit(verb, "mien")
     assert outcome.code == 2
     assert outcome.errors == [f"no run 'mien' in {Path('runs').absolute()} (did you mean 'mine'?)"]
+
+
+@pytest.mark.parametrize("words", [("status",), ("ensure", "llama3_debug"), ("submit", "llama3_debug")])
+def test_a_working_directory_that_was_removed(
+    submit: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    outcome = submit(*words)
+    monkeypatch.chdir(tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.errors == ["the working directory is not there any more (cd to one that is)"]
 
 
 @pytest.mark.parametrize("verb", ["submit", "validate", "render"])

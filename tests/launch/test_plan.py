@@ -36,3 +36,19 @@ def test_own_data_is_planned_by_its_whole_path(prepare: Callable[..., Prepared],
     plan = prepare("llama3_debug", "data.dataset=text", "data.dataset_path=a.jsonl", "data.num_workers=4").plan
     assert plan.data["dataset_path"] == str(clean_environment / "a.jsonl")
     assert plan.data["map_style"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (("lr_schedule.warmup_steps=1500", "training.max_steps=1200"), "1,500 steps is longer than … of 1,200:"),
+        (("lr_schedule.warmup_steps=90", "lr_schedule.total_steps=80"), "90 steps is longer than … of 80:"),
+        (("lr_schedule.warmup_steps=90", "lr_schedule.total_steps=90"), ""),
+    ],
+)
+def test_a_warm_up_that_torchtitan_cuts_is_told(
+    prepare: Callable[..., Prepared], settings: tuple[str, ...], steps: str
+) -> None:
+    notes = [note for note in prepare("llama3_debug", *settings).notes if "warm-up" in note]
+    assert len(notes) == bool(steps)
+    assert all(steps in note.replace("the schedule", "…") for note in notes)

@@ -14,14 +14,16 @@ Examples:
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from titan_slurm.cli import options
 
 if TYPE_CHECKING:
     from titan_slurm.launch.after import Wait
+    from titan_slurm.launch.submit import Prepared
     from titan_slurm.launch.sweep import Sweep
 
 NAME = "submit"
@@ -29,6 +31,17 @@ NAME = "submit"
 _RUNS_SHOWN = 20
 
 _Names = list[str] | None
+
+
+class Parser(TyperCommand):
+    """Takes only what stands before `--` for the recipe: what stands after it is the script's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Set the parameters in `ctx` by the words of a command line. Returns those that are left."""
+        ours, after = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+        left = super().parse_args(ctx, ours)
+        ctx.params["arguments"] = [*(ctx.params["arguments"] or ()), *after]
+        return left
 
 
 def command(
@@ -98,8 +111,8 @@ def command(
         arguments=arguments or [],
     )
     prepared = depending(prepared, wait)
-    if chain > 1 and prepared.plan.cluster != "slurm":
-        raise bad_input("--chain", "only jobs of Slurm's follow each other", "a local run comes back by itself")
+    if chain > 1:
+        _check_chain(prepared)
     show.prepared_notes(prepared)
     show.note(show.plan_line(prepared.plan))
     if not prepared.plan.script and (misfit := cost.misfit(cost.estimated(prepared.resolved))):
@@ -128,6 +141,17 @@ def _wait(after: _Names, after_any: _Names, runs_dir: Path | None) -> "Wait":
     if not after and not after_any:
         return Wait("", [])
     return wait_for({"--after": after or [], "--after-any": after_any or []}, runs_folder(runs_dir))
+
+
+def _check_chain(prepared: "Prepared") -> None:
+    from titan_slurm.errors import bad_input
+    from titan_slurm.launch.script import sbatch_options
+
+    if prepared.plan.cluster != "slurm":
+        raise bad_input("--chain", "only jobs of Slurm's follow each other", "a local run comes back by itself")
+    if "hold" in sbatch_options(prepared.plan, prepared.run):
+        what = "slurm.sbatch.hold is given, and the first job of a chain is released once all are submitted"
+        raise bad_input("--chain", what, "leave one of them out")
 
 
 def _refuse_with_array(resume: bool, follow: bool, chain: int, script: Path | None) -> None:
@@ -193,15 +217,9 @@ def _submit_array(planned: "Sweep", dry_run: bool) -> None:
     array_job = jobs[0]["job_id"].partition("_")[0]
     typer.echo(f"submitted {len(jobs)} runs as array job {array_job} on slurm{limit}")
     _show_runs(planned, [f"job {job['job_id']}" for job in jobs])
-    place = "" if planned.folder.parent == _usual_folder() else f" --runs-dir {planned.folder.parent}"
+    place = show.place_argument(planned.folder.parent)
     typer.echo(f"  status  titan-slurm status --name '{planned.array.name}-*'{place}")
     typer.echo(f"  cancel  titan-slurm cancel --name '{planned.array.name}-*'{place}")
-
-
-def _usual_folder() -> Path:
-    from titan_slurm.run.find import runs_folder
-
-    return runs_folder(None)
 
 
 def _show_runs(planned: "Sweep", jobs: list[str]) -> None:

@@ -52,8 +52,8 @@ def command(
     from titan_slurm.launch.submit import would_start
 
     # What is built is the run on its cluster, whatever this machine has.
-    elsewhere: dict[str, Any] = {"only_show": True, "without_slurm": "slurm"} if deep else {}
-    prepared = options.prepare(recipe, nodes, settings, cluster, None, runs_dir, **elsewhere)
+    how: dict[str, Any] = {"only_show": True, "without_slurm": "slurm"} if deep else {"quick": True}
+    prepared = options.prepare(recipe, nodes, settings, cluster, None, runs_dir, **how)
     path, estimate = prepared.resolved.found.path, cost.estimated(prepared.resolved, gpu, mfu)
     show.prepared_notes(prepared)
     show.start(would_start(prepared), must_be_accepted=True)

@@ -3,12 +3,12 @@
 import importlib.util
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titan_slurm.errors import BadInputError, Problem, did_you_mean
-from titan_slurm.launch import place, user_script, weights
+from titan_slurm.launch import place, tokenizer, user_script, weights
 from titan_slurm.recipe import hf_config
 from titan_slurm.recipe.conflicts import needing_gpus
 from titan_slurm.recipe.data import data_values
@@ -18,11 +18,11 @@ from titan_slurm.recipe.mapping import (
     optimizer_values,
     torchtitan_values,
 )
-from titan_slurm.recipe.model import TRANSFORMERS, llama_sizes, model_sizes
+from titan_slurm.recipe.model import TRANSFORMERS, ModelSizes, llama_sizes, model_sizes
 from titan_slurm.recipe.resolve import ResolvedRecipe, origin
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.plan import TORCHTITANS_LOOP, Plan
-from titan_slurm.run.redact import holds_secret
+from titan_slurm.run.redact import holds_secret, secret_arguments
 
 if TYPE_CHECKING:
     from titan_slurm.cluster.profile import Profile
@@ -40,18 +40,21 @@ def make_plan(
     *,
     elsewhere: list[Problem] | None = None,
     script: user_script.UserScript | None = None,
+    quick: bool = False,
 ) -> Plan:
     """The plan of a run that is to stand at `run`. Raises BadInputError with everything that cannot work here; where
     `elsewhere` is given, for a script that is only shown, it is added there instead. `script`: what trains in the place
-    of torchtitan's loop."""
+    of torchtitan's loop. `quick`: large files are not read."""
     problems: list[Problem] = user_script.problems_with(script, resolved) if script else []
     recipe, layout = resolved.recipe, resolved.layout
     device = _device(resolved, cluster, problems)
     torchtitan = torchtitan_values(recipe, layout, resolved.torchtitan, device=device)
     torchtitan["checkpoint.folder"] = str(_save_folder(resolved, run, problems))
     torchtitan |= _start_from(resolved, problems)
-    data = _data(resolved, problems)
-    # A script makes its model itself.
+    data = data_values(recipe)
+    # torchtitan streams what is no file here, in its own loop only. A script makes its model itself.
+    if data["map_style"] or not script:
+        _check_data(resolved, data, None if quick or script else model_sizes(recipe), problems)
     model = {"name": "script"} if script else _model(resolved, problems)
     mounts: list[str] = []
     if profile is not None:
@@ -59,7 +62,7 @@ def make_plan(
         problems += [*place.misfits(resolved, profile, run), *unseen]
     values = {".".join(key): {"value": each.value, "from": each.origin} for key, each in resolved.values.items()}
     values |= place.frozen_values(profile) if profile else {}
-    problems += _secrets_in(values)
+    problems += _secrets_in(values, script.arguments if script else ())
     if elsewhere is not None:
         elsewhere += problems
     elif problems:
@@ -85,7 +88,7 @@ def make_plan(
         float8=float8_values(recipe),
         export_to_hf=recipe.checkpointing.export_to_hf,
         life=user_script.LIFE if script else TORCHTITANS_LOOP,
-        script=script.planned() if script else None,
+        script=script.planned(run.path.parent) if script else None,
     )
 
 
@@ -109,19 +112,19 @@ def _transformers_config(resolved: ResolvedRecipe, problems: list[Problem]) -> d
         return {}
 
 
-def _data(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
-    values = data_values(resolved.recipe)
-    tokenizer, vocab_size, path = values["tokenizer"], values["tokenizer_vocab_size"], values["dataset_path"]
-    if tokenizer != "python_docs":
-        if not Path(tokenizer).is_dir():
-            hint = "a folder with tokenizer.json; torchtitan's scripts/download_hf_assets.py fetches one"
-            problems.append(_problem(resolved, "data", "tokenizer", f"there is no folder {tokenizer}", hint))
+def _check_data(
+    resolved: ResolvedRecipe, data: Mapping[str, Any], sizes: ModelSizes | None, problems: list[Problem]
+) -> None:
+    """`sizes`: of the model whose vocabulary the tokenizer is to keep to."""
+    vocab_size = data["tokenizer_vocab_size"]
+    if data["tokenizer"] != "python_docs":
+        for what, hint in tokenizer.problems_with(Path(data["tokenizer"]), sizes.vocab_size if sizes else None):
+            problems.append(_problem(resolved, "data", "tokenizer", what, hint))
     elif vocab_size < _SMALLEST_VOCAB_SIZE:
         what = f"the model's vocabulary of {vocab_size} is too small for the built-in tokenizer"
         problems.append(_problem(resolved, "model", "vocab_size", what, f"at least {_SMALLEST_VOCAB_SIZE}"))
-    if path and values["map_style"]:
-        _check_own_data(resolved, Path(path), problems)
-    return values
+    if data["dataset_path"] and data["map_style"]:
+        _check_own_data(resolved, Path(data["dataset_path"]), problems)
 
 
 def _check_own_data(resolved: ResolvedRecipe, path: Path, problems: list[Problem]) -> None:
@@ -157,8 +160,14 @@ def _device(resolved: ResolvedRecipe, cluster: str, problems: list[Problem]) -> 
 def _save_folder(resolved: ResolvedRecipe, run: RunDirectory, problems: list[Problem]) -> Path:
     """Where checkpoints go. A folder that two runs shared would let one resume from the other's."""
     given = Path(resolved.recipe.checkpointing.save_dir).expanduser()
+    folder = given / run.name if given.is_absolute() else run.path / given
+    # Of what stands above it, or is the run's own, a run would be archived without, or removed with.
+    if ".." in given.parts or run.owns(folder):
+        what = f"{given} is no place for checkpoints: it is the run's own, or leads out of it"
+        hint = "a folder of its own in the run, such as ./checkpoints, or an absolute path"
+        problems.append(_problem(resolved, "checkpointing", "save_dir", what, hint))
     if not given.is_absolute():
-        return run.path / given
+        return folder
     existing = next(folder for folder in (given, *given.parents) if folder.exists())
     try:
         # Only trying tells: root may write everywhere, says os.access, in /proc and on a read-only mount too.
@@ -166,7 +175,7 @@ def _save_folder(resolved: ResolvedRecipe, run: RunDirectory, problems: list[Pro
     except OSError as error:
         what = f"{existing} cannot be written: {error.strerror}"
         problems.append(_problem(resolved, "checkpointing", "save_dir", what))
-    return given / run.name
+    return folder
 
 
 def _start_from(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[str, Any]:
@@ -195,16 +204,16 @@ def _initial_weights(resolved: ResolvedRecipe, problems: list[Problem]) -> dict[
     }
 
 
-def _secrets_in(values: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
-    """What of the values of recipe and cluster profile, as a plan has them, must not be written into a run, which
-    others may read."""
+def _secrets_in(values: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> list[Problem]:
+    """What of the values of recipe and cluster profile, as a plan has them, and of a script's arguments must not be
+    written into a run, which others may read."""
     what = "holds credentials, which would be written into the run"
     hint = "leave them to the environment, or to ~/.netrc"
     return [
         Problem(value["from"], f"{name}: {what}", hint)
         for name, value in values.items()
         if holds_secret(str(value["value"]))
-    ]
+    ] + [Problem("--script", f"{name}: {what}", hint) for name in secret_arguments(arguments)]
 
 
 def _problem(resolved: ResolvedRecipe, section: str, field: str, what: str, hint: str = "") -> Problem:

@@ -170,8 +170,9 @@ def _check_parallelism(recipe: Recipe, layout: Layout, torchtitan: Mapping[str, 
         misfit("expert_parallel", f"{layout.expert_parallel} does not divide the {within} ranks that hold one copy")
     sizes = model_sizes(recipe)
     if sizes is not None:
-        heads = {"num_heads": sizes.num_heads, "num_kv_heads": sizes.num_kv_heads}
-        uneven = [f"{name} {number}" for name, number in heads.items() if number % tensor]
+        # The output layer too: the loss takes an equal part of the logits from each rank.
+        cut = {"num_heads": sizes.num_heads, "num_kv_heads": sizes.num_kv_heads, "vocab_size": sizes.vocab_size}
+        uneven = [f"{name} {number}" for name, number in cut.items() if number % tensor]
         if uneven:
             misfit("tensor_parallel", f"{tensor} does not divide the model's {' and '.join(uneven)}")
         if sizes.tied_weights and pipeline > 1:
