@@ -63,6 +63,21 @@ def test_a_step_counts_as_the_newest_attempt_did_it(cli: CommandLine, runs: tupl
     assert "losses: the same to the last bit in all 3 steps that both have logged, to 3\n" in out
 
 
+def test_a_loss_that_is_no_number_is_equal_to_itself(cli: CommandLine, runs: tuple[RunDirectory, RunDirectory]) -> None:
+    for run, last in zip(runs, (6.0, 7.0), strict=True):
+        train(run, 8.0, float("nan"), last)
+    out = cli("compare", "one", "other").out
+    assert "losses: step 3 is the first that differs, in loss: 6.0 and 7.0\n" in out
+    assert "+nan" not in out
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads(cli("compare", "one", "other", "--json").out, parse_constant=refuse)
+    assert found["steps"][1]["loss"] == [None, None]
+    assert found["first_difference"]["step"] == 3
+
+
 def test_of_a_long_run_some_steps_are_shown(cli: CommandLine, runs: tuple[RunDirectory, RunDirectory]) -> None:
     train(runs[0], *(1 / step for step in range(1, 1001)))
     train(runs[1], *(1 / step + (step >= 777) for step in range(1, 1001)))

@@ -1,11 +1,14 @@
 """A run directory is there whole or not at all."""
 
 import json
+import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import tomli
 
 from tests.conftest import CommandLine
@@ -123,3 +126,12 @@ def test_a_run_without_a_name_gets_a_free_one(cli: CommandLine) -> None:
     assert rendered.code == 0, rendered.err
     [name] = [line for line in rendered.out.splitlines() if line.startswith("#SBATCH --job-name=")]
     assert name.startswith("#SBATCH --job-name=7-2")
+
+
+def test_without_a_name_in_the_environment_the_user_has_the_systems(
+    prepare: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USER", raising=False)
+    prepared = prepare("llama3_debug")
+    create.create(prepared.run, prepared.plan, prepared.resolved, prepared.script)
+    assert json.loads(prepared.run.lock_file.read_text())["user"] == pwd.getpwuid(os.getuid()).pw_name

@@ -1,6 +1,7 @@
 """What a run keeps of that which it is made of, and what it must not keep."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,81 @@ def test_secrets_do_not_get_into_a_run(make_run: MakeRun, monkeypatch: pytest.Mo
     files = [path for path in run.path.rglob("*") if path.is_file() and not path.is_relative_to(run.code_folder)]
     for secret in (KEY, "correct-horse", "battery"):
         assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def git(folder: Path, *arguments: str | Path) -> None:
+    subprocess.run(["git", "-c", "user.name=ada", "-c", "user.email=ada@host", "-C", folder, *arguments], check=True)
+
+
+@pytest.fixture
+def checkout(clean_environment: Path) -> Path:
+    """The working directory as a repository of one commit, whose files then were changed. Its configuration and its
+    files are the worst for a patch."""
+    before = {"crlf.txt": b"one\r\n", "bytes.txt": b"\xe9\n", "blob": b"\0\1", ".env": b"A=1\n", "conf.yml": b"a: 1\n"}
+    after = {
+        "crlf.txt": b"two\r\n",
+        "bytes.txt": b"\xe9\n\xff\n",
+        "blob": b"\0\2",
+        ".env": f"OPENAI_API_KEY={KEY}1\n".encode(),
+    }
+    for name, content in before.items():
+        (clean_environment / name).write_bytes(content)
+    git(clean_environment, "init", "--quiet")
+    for setting in ("diff.noprefix", "diff.mnemonicPrefix", "color.ui"):
+        git(clean_environment, "config", setting, "always" if setting == "color.ui" else "true")
+    git(clean_environment, "config", "core.autocrlf", "false")
+    git(clean_environment, "add", ".")
+    git(clean_environment, "commit", "--quiet", "--message", "first")
+    for name, content in after.items():
+        (clean_environment / name).write_bytes(content)
+    (clean_environment / "conf.yml").write_text(f"a: 1\nDB_PASSWORD: {KEY}2\nurl: https://x.y/z?sv=1&sig={KEY}3\n")
+    return clean_environment
+
+
+def test_what_is_not_committed_can_be_applied_again(make_run: MakeRun, checkout: Path, tmp_path: Path) -> None:
+    run = make_run()
+    about = locked(run)["code"]["working_directory"]
+    assert (about["changed"], about["left_out"], "unanswered" in about) == (True, [".env"], False)
+    patch = run.path / about["patch"]
+    git(tmp_path, "clone", "--quiet", "-c", "core.autocrlf=false", checkout, "clone")
+    git(tmp_path / "clone", "apply", "--check", patch)
+    git(tmp_path / "clone", "apply", patch)
+    for name in ("crlf.txt", "bytes.txt", "blob"):
+        assert (tmp_path / "clone" / name).read_bytes() == (checkout / name).read_bytes()
+    assert (tmp_path / "clone" / "conf.yml").read_text().splitlines()[1:] == [
+        "DB_PASSWORD: [redacted]",
+        "url: https://x.y/z?sv=1&sig=[redacted]",
+    ]
+    files = [path for path in run.path.rglob("*") if path.is_file() and not path.is_relative_to(run.code_folder)]
+    for number in "123":
+        assert not [path for path in files if f"{KEY}{number}".encode() in path.read_bytes()]
+
+
+def test_of_many_untracked_files_some_are_named(make_run: MakeRun, checkout: Path) -> None:
+    for number in range(120):
+        (checkout / f"file{number}").touch()
+    about = locked(make_run())["code"]["working_directory"]
+    # The folder of runs is one more.
+    assert (len(about["untracked"]), about["untracked_count"]) == (100, 121)
+
+
+@pytest.mark.parametrize(
+    ("script", "why"), [("echo fatal: no >&2; exit 128", "fatal: no"), ("exec sleep 60", "not within")]
+)
+def test_a_git_that_does_not_answer_has_not_said_that_nothing_changed(
+    make_run: MakeRun,
+    checkout: Path,
+    fake_command: Callable[[str, str], Callable[[], list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    why: str,
+) -> None:
+    assert checkout.is_dir()
+    monkeypatch.setattr(lock, "_GIT_TIMEOUT_S", 0.1 if "sleep" in script else 30)
+    fake_command("git", script)
+    about = locked(make_run())["code"]["working_directory"]
+    assert about["changed"] is None
+    assert about["unanswered"][0].startswith(f"git rev-parse: {why}")
 
 
 def test_a_recipe_with_a_secret_is_refused(cli: CommandLine) -> None:

@@ -118,7 +118,8 @@ def train(run: RunDirectory, attempt: int, begin: float, first: int, last: int, 
     log(run, attempt, (begin + 20, events.CHECKPOINT_LOADED, {"step": first - 1}))
     for step in range(first, last + 1):
         time = begin + 40 + (step - first) * every
-        line = {"step": step, "time": time, "attempt": attempt, "loss": 1.0, "step_seconds": every}
+        line = {"step": step, "time": time, "attempt": attempt, "loss": 1 / step, "tokens": 8 * step}
+        line["step_seconds"] = every
         append_json_line(run.metrics_file, line)
         if step == first:
             log(run, attempt, (time, events.FIRST_STEP, {"step": step}))
@@ -178,6 +179,22 @@ def test_a_fall_back_over_two_attempts(make_run: MakeRun) -> None:
     assert report.attempts[-1].end is None
 
 
+def test_figures_are_those_of_the_step_that_is_kept(make_run: MakeRun) -> None:
+    run = make_run()
+    log(run, None, (0.5, events.QUEUED, {"resumed": False}))
+    train(run, 1, 1.0, 1, 13)
+    judge(run, 1, 200.0, "crashed", 10)
+    report = build(run, ENDED)
+    # Dead: of its three last steps nothing is left, but that they were.
+    assert (report.step, report.tokens, report.loss) == (10, 80, 0.1)
+    assert [report.series.steps[row] for row in report.curve] == list(range(1, 14))
+    train(run, 2, 300.0, 11, 11)
+    report = build(run, State("running", "", 400.0, active=True))
+    # Fallen back: the rows of the steps that it has not done again are no part of the curve.
+    assert (report.step, report.tokens, report.loss) == (11, 88, 1 / 11)
+    assert [report.series.steps[row] for row in report.curve] == list(range(1, 12))
+
+
 def test_a_verdict_that_was_given_late_does_not_say_when_it_ended(make_run: MakeRun) -> None:
     run = make_run()
     log(run, None, (0.0, events.QUEUED, {"resumed": False}))
@@ -208,6 +225,20 @@ def test_start_up_that_was_cut_short(make_run: MakeRun) -> None:
     assert seconds(report) == {"queue": 10.0, "start_up": 40.0}
     assert report.attempts[0].start_up == {"launch": 2.0, "imports": 8.0, "rendezvous": 30.0}
     assert report.attempts[0].first_step is None
+
+
+def test_start_up_that_was_stopped(make_run: MakeRun) -> None:
+    run = make_run()
+    log(run, None, (0.0, events.QUEUED, {"resumed": False}))
+    log(run, 1, (10.0, events.STARTED, {}), (12.0, events.RANK_STARTED, {}), (20.0, events.IMPORTS_DONE, {}))
+    log(run, 1, (30.0, events.STOPPED, {"step": 0, "saved": False}))
+    judge(run, 1, 32.0, "preempted", 0)
+    report = build(run, ENDED)
+    check_partition(report)
+    assert seconds(report) == {"queue": 10.0, "start_up": 22.0}
+    row = report.attempts[0]
+    assert row.start_up == {"launch": 2.0, "imports": 8.0, "rendezvous": 12.0}
+    assert (row.first_step, row.last_step) == (None, None)
 
 
 def test_gpu_hours(make_run: MakeRun) -> None:

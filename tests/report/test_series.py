@@ -22,9 +22,10 @@ def written(tmp_path: Path, *lines: Any) -> series.Series:
 
 
 def test_of_a_step_done_twice_the_newest_attempt_counts(tmp_path: Path) -> None:
-    lines = [step(1), step(2), step(3), step(2, 2, loss=9.0, replayed=True), step(3, 1, loss=7.0)]
+    lines = [step(1), step(2), step(3), step(2, 2, loss=9.0, replayed=True), step(2, 1, loss=7.0)]
     found = written(tmp_path, *lines, {"step": 2, "time": 1.0, "attempt": 2, "validation_loss": 4.0})
-    assert found.values("loss", found.curve()) == ([1, 2, 3], [1.0, 9.0, 7.0])
+    # Of step 3 nothing is left until it is done again.
+    assert found.values("loss", found.curve()) == ([1, 2], [1.0, 9.0])
     assert (found.replayed, found.validations) == (1, {2: 4.0})
 
 

@@ -103,6 +103,7 @@ def test_a_file_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA H20", 148e12),
         ("NVIDIA H20-3e", 148e12),
+        ("NVIDIA H200 NVL", 835e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA B200", 2.25e15),
         ("NVIDIA GeForce RTX 4090", None),
@@ -111,3 +112,5 @@ def test_a_file_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
 )
 def test_the_peak_of_a_gpu(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
+    # Of fp32 there is no such number: it depends on what PyTorch may round to.
+    assert peak_flops(name, "float32") is None

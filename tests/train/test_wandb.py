@@ -2,6 +2,7 @@
 and what becomes of a training whose wandb server fails. The server is one of this machine."""
 
 import dataclasses
+import fcntl
 import json
 import shutil
 import subprocess
@@ -14,8 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.conftest import CommandLine
 from tests.train.conftest import LocalRun
 from tests.train.wandb_server import KEY, WandbServer, serving
+from titan_slurm.run.attempt import new_attempt
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import append_json_line, read_json
 from titan_slurm.train.wandb_courier import Courier, mode
@@ -231,6 +234,60 @@ class Logged:
     def rows(self, sent: int = -1) -> Rows:
         """What is to be sent after a step."""
         return Rows(self.run, sent)
+
+
+@pytest.fixture
+def sync(cli: CommandLine, make_run: Callable[..., RunDirectory], server: WandbServer) -> Callable[..., Any]:
+    """`sync(setting, …)`: makes a run without a training, of which three steps are logged. Returns it, and a function
+    that sends it and returns what that said."""
+
+    def make(*settings: str) -> tuple[RunDirectory, Callable[[], str]]:
+        run = make_run(*settings, name=f"made-{len(server.runs)}", cluster="local")
+        for step in (1, 2, 3):
+            append_json_line(run.metrics_file, {"step": step, "time": float(step), "attempt": 1, "loss": 1.0})
+        new_attempt(run.attempts_folder)
+
+        def send() -> str:
+            done = cli.process("wandb", "sync", run.name, env=server.environment)
+            assert done.code == 0, done.out + done.err
+            return done.out
+
+        return run, send
+
+    return make
+
+
+def test_what_happens_after_the_last_step_was_sent_arrives(sync: Callable[..., Any], server: WandbServer) -> None:
+    run, send = sync("wandb.enabled=true")
+    assert "sent 3 steps, up to 3" in send()
+    seen = server.runs[run.plan().run_id]
+    assert seen.exit_codes == []
+    [attempt] = run.attempts()
+    append_json_line(run.events_file, {"time": 4.0, "event": "save_committed", "step": 3, "attempt": 1})
+    attempt.finish(3)
+    attempt.give_verdict("completed", "all 3 steps done", again=False)
+    assert "every step up to 3 is there" in send()
+    assert ([line["_step"] for line in seen.history], seen.exit_codes) == ([1, 2, 3], [0])
+    assert seen.config["attempts"]["1"]["verdict"] == "completed"
+    asked = server.asked
+    assert "nothing new since step 3" in send()
+    assert server.asked == asked
+
+
+@pytest.mark.parametrize("setting", ["wandb.enabled=false", "wandb.mode=disabled"])
+def test_a_run_whose_wandb_is_disabled_is_not_sent(setting: str, sync: Callable[..., Any], server: WandbServer) -> None:
+    _, send = sync(setting)
+    asked = server.asked
+    assert "wandb is disabled in its recipe" in send()
+    assert server.asked == asked
+
+
+def test_a_run_that_its_job_is_sending_is_in_order(sync: Callable[..., Any]) -> None:
+    run, send = sync("wandb.enabled=true")
+    run.wandb_folder.mkdir()
+    with (run.wandb_folder / ".online.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process is sending this run; a job that is online does it itself" in send()
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def _losses(found: "Comparison", names: list[str]) -> None:
     from rich.table import Table
 
     from titan_slurm.cli import show
+    from titan_slurm.run.compare import equal
 
     first = found.first_difference
     if not found.steps:
@@ -75,7 +76,7 @@ def _losses(found: "Comparison", names: list[str]) -> None:
     if first is None:
         typer.echo(f"losses: the same to the last bit in all {len(found.steps)} steps that both have logged, to {last}")
     else:
-        what, pair = ("loss", first.loss) if first.loss[0] != first.loss[1] else ("grad_norm", first.grad_norm)
+        what, pair = ("grad_norm", first.grad_norm) if equal(*first.loss) else ("loss", first.loss)
         typer.echo(f"losses: step {first.step} is the first that differs, in {what}: {pair[0]} and {pair[1]}")
     for name, count in zip(names, found.only, strict=True):
         if count:
@@ -87,6 +88,6 @@ def _losses(found: "Comparison", names: list[str]) -> None:
     for index, step in enumerate(found.steps):
         if index % stride == 0 or step in (first, found.steps[-1]):
             one, other = step.loss
-            shown = "-" if one == other else f"{other - one:+.3e}"
+            shown = "-" if equal(one, other) else f"{other - one:+.3e}"
             table.add_row(str(step.step), f"{one:.6f}", f"{other:.6f}", shown)
     show.console().print(table)

@@ -21,7 +21,8 @@ def sync(
     """Send to wandb's server the steps that it has not got, each once and in order, whether they were logged offline or
     a network was down. May be repeated, and run from cron while the job is running.
 
-    Exit code 0 where the server has everything, 1 where it could not be reached or took less, 2 without a key.
+    Exit code 0 where the server has everything, where the job sends it itself, and where the recipe has wandb disabled;
+    1 where the server could not be reached or took less, 2 without a key.
 
     \b
     Examples:

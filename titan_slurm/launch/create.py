@@ -118,12 +118,12 @@ def write_contents(
     script: str,
     submitted_with: RunDirectory | None = None,
 ) -> None:
-    """Write code, lock, recipe and script, and last the plan, which makes the folder a run. `submitted_with`: a run
+    """Write script, code, lock and recipe, and last the plan, which makes the folder a run. `submitted_with`: a run
     that was just made by the same command."""
     from titan_slurm.launch import lock, user_script
 
-    lock.write(run, plan, resolved, submitted_with)
     user_script.take(run, plan)
+    lock.write(run, plan, resolved, submitted_with)
     write_atomic(run.recipe_file, resolved_toml(resolved))
     write_atomic(run.script_file, script)
     write_json(run.plan_file, plan.to_dict())

@@ -21,12 +21,35 @@ from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import read_json, write_atomic, write_json
 from titan_slurm.run.plan import Plan
-from titan_slurm.run.redact import redact, redact_command
+from titan_slurm.run.redact import redact, redact_command, redact_patch
 
 PACKAGE = Path(titan_slurm.__file__).resolve().parent
 
 _GIT_TIMEOUT_S = 30
+# Of one that has not answered in that time.
+_SLOW_GIT_TIMEOUT_S = 2
 _LARGEST_PATCH_BYTES = 4 * 2**20
+_UNTRACKED_NAMED = 100
+# A patch that `git apply` takes, whatever the user's configuration says of how to show one.
+_PATCH = (
+    "--binary",
+    "--unified=3",
+    "--no-renames",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+    "--submodule=short",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+)
+# What is in such files is nobody's business; as git's patterns, without the beginning.
+_SECRET_FILES = tuple(
+    f"glob,icase)**/{name}"
+    for name in (
+        *(".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "id_rsa*", "id_ed25519*"),
+        *("id_ecdsa*", ".netrc", "_netrc", ".pypirc", ".htpasswd", ".git-credentials", "*credentials*", "secrets.*"),
+    )
+)
 
 
 def write(run: RunDirectory, plan: Plan, resolved: ResolvedRecipe, submitted_with: RunDirectory | None = None) -> None:
@@ -49,6 +72,8 @@ def write(run: RunDirectory, plan: Plan, resolved: ResolvedRecipe, submitted_wit
         "seed": plan.torchtitan.get("debug.seed"),
         "data": fingerprints(plan, same["data"]),
     }
+    if plan.script:
+        made["code"] = made["code"] | {"script": lock.code_hash(run.script_folder)}
     # What the run was begun with is what its later attempts are held against.
     kept = {name: before[name] for name in ("trained", "reproduces") if before and name in before}
     put(run, made | kept)
@@ -164,50 +189,92 @@ def _git(run: RunDirectory) -> dict[str, Any]:
     by_root: dict[str, dict[str, Any]] = {}
     found: dict[str, Any] = {}
     for name, folder in (("package", PACKAGE), ("working_directory", Path.cwd())):
-        root = _ask_git(folder, "rev-parse", "--show-toplevel").strip()
+        git = _Git(folder)
+        root = git.text("rev-parse", "--show-toplevel")
         if root and root not in by_root:
             by_root[root] = _checkout(run, Path(root))
-        found[name] = {"path": str(folder)} | by_root.get(root, {})
+        # An installed package is in no repository, and git need not be there to say so.
+        in_repository = any((each / ".git").exists() for each in (folder, *folder.parents))
+        silent = {"changed": None, "unanswered": git.unanswered} if in_repository else {}
+        found[name] = {"path": str(folder)} | by_root.get(root or "", silent)
     return found
 
 
 def _checkout(run: RunDirectory, root: Path) -> dict[str, Any]:
-    status = _ask_git(root, "status", "--porcelain", "--untracked-files=normal").splitlines()
-    patch = redact(_ask_git(root, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv"))
-    return {
+    git = _Git(root)
+    status = git.text("status", "--porcelain", "--untracked-files=normal")
+    untracked = [line.removeprefix("?? ") for line in (status or "").splitlines() if line.startswith("?? ")]
+    commit = git.text("rev-parse", "--verify", "--quiet", "HEAD") or None
+    about = {
         "root": str(root),
-        "commit": _ask_git(root, "rev-parse", "HEAD").strip() or None,
-        "remote": redact(_ask_git(root, "config", "--get", "remote.origin.url").strip()) or None,
-        "changed": bool(status),
-        "untracked": [line.removeprefix("?? ") for line in status if line.startswith("?? ")],
-        "patch": _keep_patch(run, patch) if patch else None,
+        "commit": commit,
+        "remote": redact(git.text("config", "--get", "remote.origin.url") or "") or None,
+        "changed": None if status is None else bool(status),
+        "untracked": untracked[:_UNTRACKED_NAMED],
+        "untracked_count": len(untracked),
+        **(_changes(run, git) if commit else {"patch": None, "left_out": []}),
+    }
+    return about | ({"unanswered": git.unanswered} if git.unanswered else {})
+
+
+def _changes(run: RunDirectory, git: "_Git") -> dict[str, Any]:
+    """The patch of what is not committed, and the changed files that are left out of it for what they may hold."""
+    patch = git.ask("diff", "HEAD", *_PATCH, "--", ".", *(f":(exclude,{magic}" for magic in _SECRET_FILES))
+    left_out = git.text("diff", "HEAD", "--name-only", "--no-renames", "--", *(f":({magic}" for magic in _SECRET_FILES))
+    return {
+        "patch": _keep_patch(run, redact_patch(patch)) if patch else None,
+        "left_out": (left_out or "").splitlines(),
     }
 
 
-def _keep_patch(run: RunDirectory, patch: str) -> str:
+def _keep_patch(run: RunDirectory, patch: bytes) -> str:
     """Write a patch into the run under its content's name. Returns its path in the run."""
     if len(patch) > _LARGEST_PATCH_BYTES:
-        return f"left out: {len(patch):,} characters"
-    file = run.path / "patches" / f"{hashlib.sha256(patch.encode(errors='replace')).hexdigest()[:12]}.patch"
+        return f"left out: {len(patch):,} bytes"
+    file = run.path / "patches" / f"{hashlib.sha256(patch).hexdigest()[:12]}.patch"
     file.parent.mkdir(exist_ok=True)
     if not file.exists():
         write_atomic(file, patch)
     return file.relative_to(run.path).as_posix()
 
 
-def _ask_git(folder: Path, *arguments: str) -> str:
-    """What git says of a folder; empty where there is no git, no repository, or no answer in time."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+class _Git:
+    """What git says of a folder. `unanswered`: what it did not say, and why."""
+
+    def __init__(self, folder: Path) -> None:
+        self.unanswered: list[str] = []
+        self._folder = folder
+        self._slow = False
+
+    def ask(self, *arguments: str) -> bytes | None:
+        """Its answer, empty where there is nothing to say; None where it gives none."""
+        try:
+            done = self._run(arguments)
+        except OSError as error:
+            why = error.strerror or "cannot be started"
+        except subprocess.TimeoutExpired as error:
+            self._slow = True
+            why = f"not within {error.timeout:.0f} s"
+        else:
+            # By 1 it says that there is nothing: no such setting, no commit yet.
+            if done.returncode in (0, 1):
+                return done.stdout
+            said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+            why = redact(said) or f"left with {done.returncode}"
+        self.unanswered.append(f"git {arguments[0]}: {why}")
+        return None
+
+    def text(self, *arguments: str) -> str | None:
+        """The same, as text."""
+        answer = self.ask(*arguments)
+        return None if answer is None else answer.decode(errors="replace").strip("\n")
+
+    def _run(self, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            ["git", "-C", str(self._folder), *arguments],
             capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_GIT_TIMEOUT_S,
+            timeout=_SLOW_GIT_TIMEOUT_S if self._slow else _GIT_TIMEOUT_S,
             check=False,
             # Looking must not lock the user's repository.
             env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""

@@ -1,6 +1,7 @@
 """A run made again from its lock: the same plan, code, seed and data, in a run of its own that begins at step 0."""
 
 import contextlib
+import os
 import secrets
 import shutil
 import sys
@@ -17,12 +18,16 @@ from titan_slurm.launch import create, place, script
 from titan_slurm.launch import lock as locks
 from titan_slurm.launch.executors import executor
 from titan_slurm.launch.submit import submit_new
+from titan_slurm.recipe.schema import CheckpointingSection
 from titan_slurm.run import checkpoints, lock
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import read_json, write_atomic, write_json
 from titan_slurm.run.find import find_run
 from titan_slurm.run.plan import Plan
 from titan_slurm.toml import read as read_toml
+
+# Where a run saves whose recipe does not say it.
+_SAVE_DIR = str(CheckpointingSection.model_fields["save_dir"].default)
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,7 @@ def _values(source: RunDirectory, run: RunDirectory, step: int | None) -> dict[s
     """The source's plan with another name and place."""
     values = read_json(source.plan_file) or {}
     values |= {"name": run.name, "run_id": f"{run.name[:40]}-{secrets.token_hex(4)}"}
-    saved = Path(values["torchtitan"]["checkpoint.folder"])
-    inside = saved.is_relative_to(source.path)
-    folder = run.path / saved.relative_to(source.path) if inside else saved.parent / run.name
-    values["torchtitan"]["checkpoint.folder"] = str(folder)
+    values["torchtitan"]["checkpoint.folder"] = str(_checkpoints_folder(values, source, run))
     if step is not None:
         values["torchtitan"]["training.steps"] = step
         values["values"]["training.max_steps"] = {"value": step, "from": f"the checkpoint of step {step}"}
@@ -108,6 +110,18 @@ def _values(source: RunDirectory, run: RunDirectory, step: int | None) -> dict[s
     return values
 
 
+def _checkpoints_folder(values: dict[str, Any], source: RunDirectory, run: RunDirectory) -> Path:
+    """Where the new run saves: in its own folder as the source did in its, wherever that was then, or beside the
+    source's outside of it."""
+    saved = Path(values["torchtitan"]["checkpoint.folder"])
+    if saved.is_relative_to(source.path):
+        return run.path / saved.relative_to(source.path)
+    given = Path(values["values"].get("checkpointing.save_dir", {}).get("value", _SAVE_DIR)).expanduser()
+    if not given.is_absolute():
+        return run.path / given
+    return saved.parent / run.name if os.access(saved.parent, os.W_OK | os.X_OK) else run.path / _SAVE_DIR
+
+
 def _fill(run: RunDirectory, prepared: Reproduction) -> None:
     """Write the new run; last the plan, which makes the folder a run."""
     source = prepared.source
@@ -116,7 +130,7 @@ def _fill(run: RunDirectory, prepared: Reproduction) -> None:
     if (source.path / "patches").is_dir():
         shutil.copytree(source.path / "patches", run.path / "patches")
     if prepared.plan.script:
-        shutil.copytree(source.path / "training_script", run.path / "training_script")
+        shutil.copytree(source.script_folder, run.script_folder, ignore=shutil.ignore_patterns("__pycache__"))
     if source.assets_folder.is_dir() and not _asset_problems(source, locked):
         shutil.copytree(source.assets_folder, run.assets_folder, copy_function=locks.share)
     original = {"name": source.name, "path": str(source.path), "trained": locked.get("trained", {})}
@@ -141,6 +155,8 @@ def _differences(source: RunDirectory, locked: dict[str, Any], plan: Plan) -> li
     trained = locked.get("trained", {})
     if lock.code_hash(locks.copy_of_code(source)) != locked["code"]["hash"]:
         problems.append("the run's copy of the code was changed after it was submitted")
+    if plan.script and lock.code_hash(source.script_folder) != locked["code"].get("script"):
+        problems.append("the run's copy of the script was changed after it was submitted, or was never hashed")
     if locked["code"]["version"] != titan_slurm.__version__:
         problems.append(f"titan-slurm {titan_slurm.__version__} submits what {locked['code']['version']} trained")
     if script.python_of_ranks(plan) == sys.executable:
@@ -152,7 +168,21 @@ def _differences(source: RunDirectory, locked: dict[str, Any], plan: Plan) -> li
         problems.append(
             "the versions in the environment that the cluster profile sets up are not known before it starts"
         )
-    return [*problems, *_machine(trained, plan), *_data_problems(source, locked, plan), *_past(source)]
+    return [
+        *problems,
+        *_machine(trained, plan),
+        *_data_problems(source, locked, plan),
+        *_saved_elsewhere(source, plan),
+        *_past(source),
+    ]
+
+
+def _saved_elsewhere(source: RunDirectory, plan: Plan) -> list[str]:
+    given = str(plan.values.get("checkpointing.save_dir", {}).get("value", _SAVE_DIR))
+    there, here = source.checkpoints_folder.parent, Path(plan.torchtitan["checkpoint.folder"])
+    if not Path(given).expanduser().is_absolute() or here.parent == there or there.is_relative_to(source.path):
+        return []
+    return [f"it saved its checkpoints below {there}, which cannot be written here; they go to {here}"]
 
 
 def _machine(trained: dict[str, Any], plan: Plan) -> list[str]:

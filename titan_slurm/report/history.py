@@ -69,7 +69,7 @@ class AttemptHistory:
 
     @property
     def given_late(self) -> bool:
-        """Whether its verdict says nothing of when it ended."""
+        """Whether its verdict was found out later, and so says nothing of when it ended."""
         return bool(self.verdict.get("late"))
 
     @property
@@ -177,8 +177,10 @@ def _deal(lines: Iterable[Mapping[str, Any]], attempts: Mapping[int, AttemptHist
 
 def _points(attempt: AttemptHistory, logged: Iterable[tuple[float, int]]) -> list[tuple[float, int]]:
     said = [(time, step) for time, step in logged if math.isfinite(time)]
+    # What is stopped while it starts up says a step as well, which none of its own is.
+    ended = (events.FIRST_STEP, events.SAVE_BEGIN, *([events.STOPPED] if attempt.time_of(events.FIRST_STEP) else []))
     for line in attempt.lines:
-        if line["event"] in (events.FIRST_STEP, events.SAVE_BEGIN, events.STOPPED) and "step" in line:
+        if line["event"] in ended and "step" in line:
             said.append((line["time"] - line.get("waited", 0.0), line["step"]))
     points: list[tuple[float, int]] = []
     for time, step in sorted(said):

@@ -118,7 +118,7 @@ def _paint(history: History, now: float | None, running: bool) -> Iterator[Inter
 
 
 def _end(attempt: AttemptHistory) -> float:
-    """When it ended: at its verdict, or at its last sign of life where that was given later."""
+    """When it ended: at its verdict, or at its last sign of life where that was found out later."""
     time = attempt.verdict.get("time")
     if time is None or attempt.given_late:
         return attempt.last_sign

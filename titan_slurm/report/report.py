@@ -20,6 +20,7 @@ from titan_slurm.report.history import START_UP_STEPS, AttemptHistory, History
 from titan_slurm.report.hours import IDLE, PARTS, QUEUE, TRAINING, Interval
 from titan_slurm.report.series import Series
 from titan_slurm.run.directory import RunDirectory
+from titan_slurm.run.files import finite
 from titan_slurm.run.plan import Plan
 
 FIRST_STEP = "first_step"
@@ -103,6 +104,7 @@ class Report:
     end: float | None
     wall_seconds: float
     step: int
+    """As far as it has come with what still counts; tokens and losses are those of the last logged step up to it."""
     max_steps: int
     tokens: int
     loss: float | None
@@ -135,7 +137,7 @@ class Report:
         `attempts` and `timeline` as tables of theirs. What is no number is null."""
         kept = {name: value for name, value in vars(self).items() if name not in ("series", "curve")}
         tables = {name: [asdict(each) for each in kept[name]] for name in ("parts", "attempts", "timeline")}
-        plain: dict[str, Any] = _finite(kept | tables | {"goodput": asdict(self.goodput)})
+        plain: dict[str, Any] = finite(kept | tables | {"goodput": asdict(self.goodput)})
         return plain
 
 
@@ -148,7 +150,8 @@ def build(run: RunDirectory, state: State) -> Report:
     curve = logged.curve()
     rows = _attempts(history, timeline, plan, state)
     parts = _parts(timeline, rows, plan)
-    last = curve[-1] if curve else None
+    step = _step(history, state)
+    last = max((row for row in curve if logged.steps[row] <= step), key=lambda row: logged.steps[row], default=None)
     mfu = logged.median("mfu", curve)
     gpu_hours = [part.gpu_hours for part in parts if part.gpu_hours is not None]
     return Report(
@@ -161,11 +164,11 @@ def build(run: RunDirectory, state: State) -> Report:
         begin=timeline[0].begin if timeline else None,
         end=timeline[-1].end if timeline else None,
         wall_seconds=timeline[-1].end - timeline[0].begin if timeline else 0.0,
-        step=_step(history, state),
+        step=step,
         max_steps=plan.max_steps,
         tokens=int(_at(logged, "tokens", last) or 0),
         loss=_at(logged, "loss", last),
-        validation_loss=logged.validations[max(logged.validations)] if logged.validations else None,
+        validation_loss=_last_validation(logged, step),
         tokens_per_second=logged.median("tokens_per_second", curve),
         mfu=mfu,
         step_seconds=logged.median("step_seconds", curve),
@@ -292,14 +295,10 @@ def _slowest(logged: Series, history: History) -> dict[str, Any] | None:
     return {"host": who if by_node else None, "rank": None if by_node else who, "share": share}
 
 
+def _last_validation(logged: Series, step: int) -> float | None:
+    """The newest up to a step."""
+    return logged.validations.get(max((each for each in logged.validations if each <= step), default=-1))
+
+
 def _at(logged: Series, name: str, row: int | None) -> float | None:
     return None if row is None or not math.isfinite(logged.columns[name][row]) else logged.columns[name][row]
-
-
-def _finite(value: Any) -> Any:
-    """Plain values that JSON can hold."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

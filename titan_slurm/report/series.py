@@ -55,13 +55,16 @@ class Series:
         return rows
 
     def curve(self) -> list[int]:
-        """The rows of the run as one curve, by step: of a step that was done more than once, the newest attempt's."""
+        """The rows of the run as one curve, by step: of a step that was done more than once, the newest attempt's. It
+        ends where the newest attempt has come to: what one before it had logged beyond that is lost."""
         newest: dict[int, int] = {}
         for row, step in enumerate(self.steps):
             before = newest.get(step)
             if before is None or self.attempts[row] >= self.attempts[before]:
                 newest[step] = row
-        return [newest[step] for step in sorted(newest)]
+        last = max(self.attempts, default=0)
+        end = max((step for step, attempt in zip(self.steps, self.attempts, strict=True) if attempt == last), default=0)
+        return [newest[step] for step in sorted(newest) if step <= end]
 
     def without_first(self, rows: Sequence[int]) -> list[int]:
         """These rows without the first two of each attempt: the first step compiles and warms up, and how far apart the

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from titan_slurm.run.checkpoints import Checkpoint
+from titan_slurm.run.checkpoints import Checkpoint, doomed, list_checkpoints
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.files import sync_directory, umask
 
@@ -75,7 +75,7 @@ def _pack(run: RunDirectory, file: IO[bytes], checkpoint: Checkpoint | None, *, 
 
 def _contents(run: RunDirectory, checkpoint: Checkpoint | None) -> Iterator[tuple[Path, str]]:
     """What goes into the archive, folders before what is in them: its path, and its name in the run."""
-    for path in _below(run.path, without={run.cache_folder, *_folders(run.checkpoints_folder)}):
+    for path in _below(run.path, without={run.cache_folder, *_checkpoints(run.checkpoints_folder)}):
         if not path.name.startswith(".") and path.name != SUMS_FILE:
             yield path, str(path.relative_to(run.path))
     if checkpoint is not None:
@@ -87,8 +87,9 @@ def _contents(run: RunDirectory, checkpoint: Checkpoint | None) -> Iterator[tupl
             yield path, str(base / path.relative_to(checkpoint.path))
 
 
-def _folders(path: Path) -> list[Path]:
-    return [each for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
+def _checkpoints(folder: Path) -> list[Path]:
+    """Whatever has been saved there, or is on its way out, and nothing else that a recipe has put beside it."""
+    return [*(each.path for each in list_checkpoints(folder)), *doomed(folder)]
 
 
 def _below(folder: Path, without: set[Path]) -> Iterator[Path]:

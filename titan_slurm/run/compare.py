@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from titan_slurm.run.directory import RunDirectory
-from titan_slurm.run.files import read_json
+from titan_slurm.run.files import finite, read_json
 from titan_slurm.run.lock import differences
 
 # What every run has of its own.
@@ -26,7 +26,7 @@ class Step:
     @property
     def is_same(self) -> bool:
         """Whether both came out the same, to the last bit."""
-        return bool(self.loss[0] == self.loss[1] and self.grad_norm[0] == self.grad_norm[1])
+        return equal(*self.loss) and equal(*self.grad_norm)
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,15 @@ class Comparison:
         return next((step for step in self.steps if not step.is_same), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """For `--json`; what is no number is null."""
         first = self.first_difference
-        return asdict(self) | {"first_difference": asdict(first) if first else None}
+        plain: dict[str, Any] = finite(asdict(self) | {"first_difference": asdict(first) if first else None})
+        return plain
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two results are the same, as one NaN is to another."""
+    return bool(one == other or (one != one and other != other))
 
 
 def compare(one: RunDirectory, other: RunDirectory) -> Comparison:
@@ -79,6 +85,7 @@ def _environment(run: RunDirectory) -> dict[str, Any]:
     code = locked.get("code", {})
     found = {
         "code.hash": code.get("hash"),
+        "code.script": code.get("script"),
         "code.commit": code.get("package", {}).get("commit"),
         "nodes": len(trained["nodes"]) if "nodes" in trained else None,
         "processors": trained.get("processors"),

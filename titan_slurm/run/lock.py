@@ -6,8 +6,12 @@ first attempt, and an `environment.json` in every attempt with what was another 
     time, user, host, command, working_directory   of the submission; `command` without secrets
     recipe             name, version, hash: of the resolved recipe
     seed
-    code               hash: of the run's own copy of the code, in `code/`; package, working_directory: their git
-                       commit, whether there were uncommitted changes, and these as a patch in `patches/`
+    code               hash: of the run's own copy of the code, in `code/`; script: of a user's script and the modules
+                       beside it, in `training_script/`, where one trains; package, working_directory: their git
+                       commit; changed, whether there were uncommitted changes, null where git did not say, and
+                       unanswered, why not; these as a patch in `patches/` for `git apply`, as far as nothing in it had
+                       to be redacted; left_out, changed files that may hold secrets; untracked, the first hundred of
+                       untracked_count
     python, packages   where it was submitted
     data               name, path and fingerprint of each thing that the run reads: data, tokenizer, …
     trained            what its first attempt found where it trained: versions, packages, nodes, processors, gpus; and

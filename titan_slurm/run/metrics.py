@@ -15,7 +15,8 @@ A line of a training step has
     ranks                          how far apart the ranks were, up to the line before; see titan_slurm.train.spread
     more                           what else torchtitan logs, under its own names
 
-and a line of a validation `step`, `time`, `attempt`, `validation_loss` and `more`.
+and a line of a validation `step`, `time`, `attempt`, `validation_loss` and `more`. A script that uses an Accelerator
+logs what it likes; while it has logged nothing, some of its steps have a line of `step`, `time` and `attempt` alone.
 """
 
 from collections.abc import Iterator
@@ -60,6 +61,11 @@ def validations(path: Path) -> list[dict[str, Any]]:
 def last(path: Path) -> dict[str, Any]:
     """The newest logged training step, or an empty dict; the cost does not grow with the run."""
     return last_json_line(path, having="loss") or {}
+
+
+def last_step(path: Path) -> dict[str, Any]:
+    """The newest line of any kind, which says how far the run has come, or an empty dict."""
+    return last_json_line(path, having="step") or {}
 
 
 def recent(path: Path, attempt: int) -> Iterator[dict[str, Any]]:

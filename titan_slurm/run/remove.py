@@ -8,7 +8,7 @@ from pathlib import Path
 
 from titan_slurm.run.checkpoints import committed, read_commit_or_problem
 from titan_slurm.run.directory import RunDirectory
-from titan_slurm.run.files import sync_directory
+from titan_slurm.run.files import read_json, sync_directory
 
 # Whoever lists runs passes over names with a dot.
 _PREFIX = ".removed-"
@@ -47,6 +47,17 @@ def shared_with(run: RunDirectory, folder: Path) -> str:
         if not isinstance(record, str) and record.run not in ("", str(run.path)):
             return record.run
     return ""
+
+
+def sweep_without_runs(run: RunDirectory) -> Path | None:
+    """The folder of the sweep that a run was of, if none of its runs is there any more."""
+    folder = run.path.with_name(run.name.rpartition("-")[0] or run.name)
+    try:
+        names = [each["run"] for each in (read_json(folder / "sweep.json") or {}).get("runs", [])]
+    except (OSError, ValueError):
+        return None
+    is_left = run.name in names and not any((folder.parent / name).exists() for name in names)
+    return folder if is_left else None
 
 
 def disk_usage(path: Path) -> int:

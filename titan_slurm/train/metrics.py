@@ -38,6 +38,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         """Number of the attempt, from 1."""
         tokens_per_step: int = 0
         """Of the whole run; torchtitan's own count goes wrong when the number of ranks changes."""
+        computes_in: str = "bfloat16"
+        """What the forward and the backward pass compute in: bfloat16 or float32."""
         optimizer_on_host: bool = False
         """Whether the optimizer computes on the CPU."""
         tensorboard_folder: str = ""
@@ -45,7 +47,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        peak = None if device_type == "cpu" else peak_flops(self.device_memory_monitor.device_name)
+        name = self.device_memory_monitor.device_name
+        peak = None if device_type == "cpu" else peak_flops(name, config.computes_in)
         if peak is None:
             # For torchtitan the one reason not to show an MFU.
             self.has_quantization = True
@@ -117,12 +120,16 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             logger.info(f"validate step: {step:2}  loss: {loss:7.4f}")
 
 
-def peak_flops(device_name: str) -> float | None:
-    """The most that a GPU can compute per second in bf16, without sparsity; None where nobody has said."""
-    # torchtitan, which asks lspci as well, takes an H20 for an H100, and does not know an L40S by this name.
-    known = {"H20": 148e12, "L40S": 362e12}
+def peak_flops(device_name: str, computes_in: str = "bfloat16") -> float | None:
+    """The most that a GPU can compute per second in bf16, without sparsity; None where nobody has said, and of what is
+    not computed in bf16: in fp32 it depends on whether PyTorch may round to TF32."""
+    if computes_in != "bfloat16":
+        return None
+    # torchtitan, which asks lspci as well, takes an H20 for an H100 and an H200 NVL for an H200, and does not know an
+    # L40S by this name. Of the H200 NVL NVIDIA's data sheet says 1,671 TFLOPS with sparsity, twice the dense value.
+    known = {"H20": 148e12, "L40S": 362e12, "H200 NVL": 835e12}
     for name, peak in known.items():
-        if name in device_name.split() or f"{name}-" in device_name:
+        if f" {name} " in f" {device_name} " or f"{name}-" in device_name:
             return peak
     peak = get_peak_flops(device_name)
     return peak if peak != _UNKNOWN_PEAK or "A100" in device_name else None

@@ -32,9 +32,14 @@ _AGAIN_AFTER_S = (0.0, 30.0, 120.0, 600.0)
 _LONG_S = 300.0
 
 
+def disabled_by_recipe(plan: Plan) -> bool:
+    """Whether the run is nobody's business at wandb, wherever it is."""
+    return not plan.torchtitan["metrics.enable_wandb"] or plan.wandb["mode"] == DISABLED
+
+
 def mode(plan: Plan) -> str:
     """How the run is logged to wandb: online, offline or disabled."""
-    if not plan.torchtitan["metrics.enable_wandb"]:
+    if disabled_by_recipe(plan):
         return DISABLED
     asked = plan.wandb["mode"]
     if asked == "auto":

@@ -40,7 +40,7 @@ from titan_slurm.run.files import read_json, write_json
 from titan_slurm.run.metrics import TORCHTITANS_NAMES
 from titan_slurm.run.plan import Plan
 from titan_slurm.run.wandb_key import wandb_key
-from titan_slurm.train.wandb_courier import FINISHED, OFFLINE, ONLINE, STOPPED
+from titan_slurm.train.wandb_courier import FINISHED, OFFLINE, ONLINE, STOPPED, disabled_by_recipe
 
 _TURN_S = 0.5
 # How long this process outlives a rank that died.
@@ -53,13 +53,17 @@ _LOCK_S = 60.0
 _SYNC_S = 120.0
 _NO_STEP = -1
 _SEGMENTS = "offline-run-*/run-*.wandb"
-# What says that everything up to a step has been seen on the server.
+# What says which state of the run has been seen on the server: up to which step, how it ended, and so on.
 _SENT_FILE = "sent.json"
 _NOT_OURS = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_MODE")
 
 
 class NotSentError(Exception):
     """Why a run could not be sent, for people."""
+
+
+class BusyError(NotSentError):
+    """Another process is at it."""
 
 
 class Rows:
@@ -237,22 +241,39 @@ def follow(run: RunDirectory, mode: str, rank_process_id: int) -> None:
 
 def sync(run: RunDirectory) -> str:
     """Send to wandb's server what it does not have. Returns what was done. Raises NotSentError."""
+    if disabled_by_recipe(run.plan()):
+        return "wandb is disabled in its recipe"
     folder = run.wandb_folder
     folder.mkdir(exist_ok=True)
     logged = [step for step, _ in Rows(run, _NO_STEP).new(ended=True)]
     if not logged:
         return "nothing is logged yet"
-    if (read_json(folder / _SENT_FILE) or {}).get("step", _NO_STEP) >= logged[-1]:
+    # As it is before it is sent: what happens meanwhile is sent the next time.
+    state = _state(run, logged[-1])
+    if (read_json(folder / _SENT_FILE) or {}).get("state") == state:
         return f"nothing new since step {logged[-1]}"
-    with _only_one(folder, ONLINE), tempfile.TemporaryDirectory() as scratch:
-        before, address = _send_rest(run, Path(scratch))
-        after = _step_by_server(run, Path(scratch)) if before < logged[-1] else before
+    try:
+        with _only_one(folder, ONLINE), tempfile.TemporaryDirectory() as scratch:
+            before, address = _send_rest(run, Path(scratch))
+            after = _step_by_server(run, Path(scratch)) if before < logged[-1] else before
+    except BusyError as busy:
+        return str(busy)
     if after < logged[-1]:
         raise NotSentError(f"the server has the steps up to {after}, and {logged[-1]} are logged; try again later")
-    write_json(folder / _SENT_FILE, {"step": after, "time": time.time()})
+    write_json(folder / _SENT_FILE, {"state": state, "time": time.time()})
     _mark_synced(folder)
     sent = sum(step > before for step in logged)
     return f"sent {sent} steps, up to {after}: {address}" if sent else f"every step up to {after} is there: {address}"
+
+
+def _state(run: RunDirectory, step: int) -> dict[str, Any]:
+    """All of a run that wandb shows and that may change after its last step."""
+    return {
+        "step": step,
+        "exit_code": _exit_code(run),
+        "checkpoint": Rows(run, step).newest_checkpoint(),
+        "verdicts": [(each.verdict() or {}).get("verdict") for each in run.attempts()],
+    }
 
 
 def _send_rest(run: RunDirectory, scratch: Path) -> tuple[int, str]:
@@ -395,7 +416,7 @@ def _only_one(folder: Path, mode: str, patience: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise NotSentError(
+                    raise BusyError(
                         "another process is sending this run; a job that is online does it itself"
                     ) from None
                 time.sleep(_TURN_S)
@@ -423,7 +444,7 @@ def main() -> None:
                 follow(RunDirectory(Path(run)), mode, int(rank))
             case ["sync", run]:
                 found = RunDirectory(Path(run))
-                if not wandb_key():
+                if not wandb_key() and not disabled_by_recipe(found.plan()):
                     print("error: no key for wandb: `wandb login`, or set WANDB_API_KEY", file=sys.stderr)
                     _end(2)
                 print(f"{found.name}: {sync(found)}")
