@@ -62,6 +62,30 @@ def test_a_key_for_wandb(cli: CommandLine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("of_profile", "of_environment", "said"),
+    [
+        ("auto", "offline", "offline: "),
+        ("auto", "dryrun", "offline: "),
+        ("auto", "disabled", "disabled"),
+        ("auto", "", "no key was found"),
+        # As in the run, the environment has a say only where nobody else says anything.
+        ("online", "disabled", "no key was found"),
+        ("offline", "online", "offline: "),
+        ("disabled", "online", "disabled"),
+    ],
+)
+def test_wandb_is_looked_at_as_the_run_will_use_it(
+    cli: CommandLine, of_profile: str, of_environment: str, said: str
+) -> None:
+    Path("clusters").mkdir()
+    Path("clusters/hpc.toml").write_text(f'[wandb]\nmode = "{of_profile}"\n')
+    environment = {"PATH": "/nonexistent", "WANDB_MODE": of_environment}
+    out = cli("doctor", "--cluster", "hpc", env=environment).out
+    [line] = [line for line in out.splitlines() if " wandb: " in line]
+    assert line.partition(" wandb: ")[2].startswith(said)
+
+
+@pytest.mark.parametrize(
     ("version", "wanted", "expected"),
     [
         ("2.14.1", ">=2.14,<2.15", True),

@@ -136,6 +136,19 @@ def test_an_archive_is_the_run_without_its_checkpoints(cli: CommandLine, run: Ru
     assert json.loads(cli("status", "mine", "--json").out)["state"] == "completed"
 
 
+def test_an_archive_loses_nothing_beside_checkpoints(cli: CommandLine, run: RunDirectory, tmp_path: Path) -> None:
+    """Of a run whose recipe had them saved beside everything else, when that could still be said."""
+    plan = json.loads(run.plan_file.read_text())
+    plan["torchtitan"]["checkpoint.folder"] = str(run.path)
+    run.plan_file.write_text(json.dumps(plan))
+    (run.path / "checkpoints" / "step-60").rename(run.path / "step-60")
+    assert cli("runs", "archive", "mine").code == 0
+    folder = unpacked(Path("mine.tar.gz"), tmp_path / "unpacked")
+    names = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
+    assert {path.name for path in folder.iterdir()} == names - {"step-60"} | {archive.SUMS_FILE}
+    assert list((folder / "code").rglob("*.py"))
+
+
 def test_an_archive_with_the_newest_checkpoint_that_is_intact(
     cli: CommandLine, run: RunDirectory, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import CommandLine
 
 FakeCommand = Callable[[str, str], Callable[[], list[str]]]
@@ -44,4 +46,24 @@ def test_if_one_is_refused_none_stays(cli: CommandLine, fake_command: FakeComman
 def test_a_local_run_needs_no_chain(cli: CommandLine) -> None:
     outcome = cli("submit", "llama3_debug", "--chain", "3", "--cluster", "local")
     assert outcome.errors == ["--chain: only jobs of Slurm's follow each other (a local run comes back by itself)"]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("of_profile", [True, False])
+def test_a_job_that_is_to_be_held_begins_no_chain(
+    cli: CommandLine, fake_command: FakeCommand, of_profile: bool
+) -> None:
+    calls = fake_command("sbatch", ACCEPTS)
+    Path("clusters").mkdir()
+    Path("clusters/hpc.toml").write_text(f"[slurm.sbatch]\nhold = {str(of_profile).lower()}\n")
+    hold = [] if of_profile else ["--set", "slurm.sbatch.hold=true"]
+    outcome = cli("submit", "llama3_debug", "--name", "mine", "--chain", "3", "--cluster", "hpc", *hold)
+    assert (outcome.code, outcome.errors) == (
+        2,
+        [
+            "--chain: slurm.sbatch.hold is given, and the first job of a chain is released once all are submitted "
+            "(leave one of them out)"
+        ],
+    )
+    assert [call for call in calls() if "--test-only" not in call] == []
     assert not Path("runs").exists()

@@ -121,7 +121,7 @@ def test_a_controller_that_does_not_answer(cli: CommandLine, slurm: Slurm, run: 
             "cancelled",
             {"again": False},
             3,
-            "run mine was cancelled (because); `titan-slurm submit --resume --name mine`",
+            "run mine was cancelled (because); `titan-slurm resume /",
         ),
         ("crashed", {"again": False, "why": "spent"}, 4, "run mine has failed for good (because; spent);"),
         ("time_limit", {"again": False, "why": "spent"}, 4, "run mine has failed for good (because; spent);"),
@@ -264,6 +264,40 @@ def test_an_answer_that_was_lost_is_looked_for(cli: CommandLine, slurm: Slurm) -
     assert [job["job_id"] for job in run.jobs()] == ["5"]
 
 
+def test_what_it_says_to_do_by_hand_works_in_any_folder(
+    cli: CommandLine, slurm: Slurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = ("llama3_debug", "--name", "mine", "--runs-dir", str(tmp_path / "it's here"))
+    assert ensure(cli, *given)[0] == 0
+    run = RunDirectory(tmp_path / "it's here" / "mine")
+    for verdict, code in (("cancelled", 3), ("crashed", 4)):
+        attempted(run, code).give_verdict(verdict, "because", again=False, why="spent")
+        found = ensure(cli, *given)
+        assert found[0] == code
+        _, command, after = found[1].split("`")
+        assert after == " goes on with it"
+        monkeypatch.chdir(tmp_path)
+        slurm.sbatch("echo 'Submitted batch job 9'")
+        program, *words = shlex.split(command)
+        assert (program, cli(*words).out) == ("titan-slurm", "resumed run mine as job 9 on slurm\n")
+
+
+def test_a_folder_of_runs_that_cannot_be_made(cli: CommandLine, slurm: Slurm) -> None:
+    for folder, why in (("/proc/x", "No such file or directory"), ("/dev/null/x", "Not a directory")):
+        outcome = cli("ensure", "llama3_debug", "--runs-dir", folder)
+        assert (outcome.code, outcome.errors) == (2, [f"{folder}: cannot be made: {why}"])
+    assert slurm.calls() == []
+
+
+def test_a_run_that_others_take_away_is_not_tried_for_ever(cli: CommandLine, slurm: Slurm) -> None:
+    slurm.sbatch("/bin/rm -r runs/llama3_debug; exit 1")
+    assert ensure(cli, "llama3_debug") == (
+        75,
+        "run llama3_debug: another process was refused, and took it away; nothing is changed",
+    )
+    assert len(slurm.calls()) == 1
+
+
 def test_no_connection_is_not_a_lost_answer(cli: CommandLine, slurm: Slurm) -> None:
     slurm.sbatch("echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
     assert ensure(cli, "llama3_debug")[0] == 75
@@ -318,6 +352,10 @@ def test_the_line_for_cron_says_all_that_cron_does_not_know(
         "TORCHTITAN_MODEL_NAME": "llama3",
         "TITAN_SLURM_WEBHOOK": "https://example.org/very-secret",
         "WANDB_API_KEY": "very-secret-too",
+        "WANDB_MODE": "offline",
+        "WANDB_BASE_URL": "https://wandb.lab.org",
+        "WANDB_ENTITY": "lab",
+        "WANDB_PROJECT": "it's 50%",
         "EDITOR": "vi",
     }.items():
         monkeypatch.setenv(name, value)
@@ -348,6 +386,9 @@ def test_the_line_for_cron_says_all_that_cron_does_not_know(
     assert f"PATH={tmp_path}/fakes:/usr/bin:/bin" in line
     assert shlex.quote("/etc/slurm/o'clock.conf") in line
     assert "TORCHTITAN_MODEL_NAME=llama3" in line
+    words = shlex.split(line.replace("\\%", "%"))
+    for expected in ("MODE=offline", "BASE_URL=https://wandb.lab.org", "ENTITY=lab", "PROJECT=it's 50%"):
+        assert f"WANDB_{expected}" in words
 
 
 def test_inside_a_job_its_variables_do_not_reach_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

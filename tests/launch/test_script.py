@@ -166,6 +166,14 @@ def test_a_path_of_two_lines_is_refused(cli: CommandLine) -> None:
     assert outcome.out == ""
 
 
+@pytest.mark.parametrize("character", [":", "%"])
+def test_a_path_in_which_a_job_would_not_find_its_files_is_refused(cli: CommandLine, character: str) -> None:
+    outcome = cli("submit", "llama3_debug", "--runs-dir", f"/a{character}jobs", "--name", "mine", "--cluster", "slurm")
+    assert outcome.code == 2
+    [error] = outcome.errors
+    assert error.startswith(f"--runs-dir: /a{character}jobs/mine has a '{character}', ")
+
+
 def test_a_site_adds_to_the_script_what_it_needs(cli: CommandLine) -> None:
     path = template(
         '{% extends "titan_slurm/base.sbatch.j2" %}\n'
@@ -241,4 +249,14 @@ def test_a_template_that_extends_nothing(cli: CommandLine) -> None:
     path = template('{% extends "titan_slurm/bas.sbatch.j2" %}\n')
     outcome = cli("render", "llama3_debug")
     assert outcome.code == 2
-    assert outcome.errors == [f"{path}: there is no template 'titan_slurm/bas.sbatch.j2' to extend or include"]
+    assert outcome.errors == [f"{path}:1: there is no template 'titan_slurm/bas.sbatch.j2' to extend or include"]
+
+
+@pytest.mark.parametrize("verb", ["submit", "validate", "render"])
+def test_a_template_that_makes_nothing(cli: CommandLine, verb: str) -> None:
+    path = template("")
+    outcome = cli(verb, "llama3_debug", "--cluster", "slurm")
+    assert (outcome.code, outcome.out) == (2, "")
+    [error] = outcome.errors
+    assert error.startswith(f"{path}:1: the template makes an empty script (")
+    assert not Path("runs").exists()

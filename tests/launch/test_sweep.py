@@ -1,9 +1,11 @@
 """Many runs as one job array: which settings each has, and what is refused before anything is made."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,16 +161,54 @@ def test_the_job_of_a_whole_array_is_no_run(cli: CommandLine, fake_command: Fake
 
 def test_the_script_of_an_array_says_what_those_of_its_runs_say(cli: CommandLine, fake_command: FakeCommand) -> None:
     fake_command("sbatch", ACCEPTS)
-    submitted(cli, "--array-limit", "2", "--runs-dir", "of % it's/runs")
-    runs = Path("of % it's/runs").absolute()
-    own = [line for line in (runs / "grid-0" / "job.sh").read_text().splitlines() if line.startswith("#SBATCH")]
-    lines = (runs / "grid" / "job.sh").read_text().splitlines()
+    # No end of a line to sbatch, nor to a shell.
+    runs = Path("of \u2028\u0085 it's/runs").absolute()
+    submitted(cli, "--array-limit", "2", "--runs-dir", str(runs))
+    own = [line for line in (runs / "grid-0" / "job.sh").read_text().split("\n") if line.startswith("#SBATCH")]
+    lines = (runs / "grid" / "job.sh").read_text().split("\n")
     differing = ("--job-name", "--comment", "--output", "--array")
     assert [line for line in own if not line.startswith(tuple(f"#SBATCH {option}" for option in differing))] == [
         line for line in lines if line.startswith("#SBATCH") and not any(option in line for option in differing)
     ]
     assert "#SBATCH --array=0-3%2" in lines
-    assert any("of %% it" in line and line.endswith("-%1a/job.log'") for line in lines)
+    [output] = [line for line in lines if line.startswith("#SBATCH --output=")]
+    assert output == f"#SBATCH --output={shlex.quote(f'{runs}/grid-%1a/job.log')}"
+
+
+def test_the_commands_that_it_prints_are_ready_for_a_shell(cli: CommandLine, fake_command: FakeCommand) -> None:
+    fake_command("sbatch", ACCEPTS)
+    fake_command("squeue", "printf '%s|PENDING|Priority|\\n' 4711 4711_0 4711_1")
+
+    def shown(*given: str) -> Any:
+        """What the printed command for the status says."""
+        place = ("--runs-dir", "it's here", "--cluster", "slurm")
+        lines = cli("submit", "llama3_debug", *given, *place).out.splitlines()
+        [command] = [line.removeprefix("  status  ") for line in lines if line.startswith("  status  ")]
+        program, *words = shlex.split(command)
+        assert program == "titan-slurm"
+        return json.loads(cli(*words, "--json").out)
+
+    found = shown("--array", "--set", "training.max_steps=3,4", "--name", "grid")
+    assert [each["name"] for each in found] == ["grid-0", "grid-1"]
+    assert shown("--name", "alone")["name"] == "alone"
+
+
+def test_the_folder_of_an_array_goes_with_the_last_of_its_runs(cli: CommandLine, fake_command: FakeCommand) -> None:
+    fake_command("sbatch", ACCEPTS)
+    fake_command("squeue", "printf '4711_%s|FAILED|NonZeroExitCode|n1\\n' 0 1 2 3")
+    runs = submitted(cli)
+    assert cli("runs", "rm", "grid-0", "grid-1", "grid-2", "--yes").errors == []
+    assert array_errors(cli) == [
+        f"--name: there is a sweep grid already, with its script and sweep.json in {runs}/grid "
+        "(choose another name, or titan-slurm runs rm --name 'grid-*'; it goes with the last of its runs)"
+    ]
+    removed = cli("runs", "rm", "grid-3", "--yes")
+    assert (
+        removed.out
+        == f"removed run grid-3 ({runs}/grid-3); it was the last of its sweep, and {runs}/grid is gone too\n"
+    )
+    assert list(runs.iterdir()) == []
+    submitted(cli)
 
 
 def test_what_sbatch_refuses_leaves_nothing_behind(cli: CommandLine, fake_command: FakeCommand) -> None:

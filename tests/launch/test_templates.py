@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -281,6 +282,7 @@ def in_container(site: Site, tmp_path: Path, **settings: str) -> tuple[RunDirect
     elsewhere.mkdir()
     (tmp_path / "shared").mkdir()
     (elsewhere / "tokenizer").mkdir()
+    (elsewhere / "tokenizer" / "vocab.txt").touch()
     (elsewhere / "text.jsonl").touch()
     put(
         {
@@ -472,7 +474,7 @@ def test_a_job_whose_environment_is_not_to_be_had_ends_before_it_begins(
     seen = status(run)
     assert (seen.state, seen.reason) == (
         "failed",
-        f"before the attempt began: {said} failed; {run.path}/job.log says why",
+        f"before the attempt began: {said} failed on {socket.gethostname()}; {run.path}/job.log says why",
     )
 
 
@@ -527,6 +529,49 @@ def test_check_says_once_what_is_wrong_with_a_template(cli: CommandLine, text: s
     assert outcome.code == 2
     [error] = outcome.errors
     assert error.startswith(f"{path}{said}")
+
+
+BUILT_IN = '(to extend the built-in one, write {% extends "titan_slurm/base.sbatch.j2" %})'
+
+
+def test_check_says_of_each_template_what_is_wrong_and_goes_on(cli: CommandLine) -> None:
+    said = {
+        b"#!/bin/bash\n{% if plan %}\n": ":2: Unexpected end of template.",
+        b"#!/bin/bash\n{{ name | shell }}\n": ":2: No filter named 'shell'.",
+        b'{# ours #}\n{% extends "foo.j2" %}\n': ":2: there is no template 'foo.j2' to extend or include",
+        b"#!/bin/bash\n# gr\xfc\xdfe\n": ":2: is not UTF-8 text",
+        b"": f":1: the template makes an empty script {BUILT_IN}",
+        b'\n{% extends "t5.sbatch.j2" %}\n': f":2: the template extends or includes itself {BUILT_IN}",
+    }
+    paths = [template("", f"t{number}.sbatch.j2") for number in range(len(said))]
+    for path, text in zip(paths, said, strict=True):
+        path.write_bytes(text)
+    outcome = cli("templates", "check", *(path.name.partition(".")[0] for path in paths), "plain")
+    assert outcome.code == 2
+    for path, what, error in zip(paths, said.values(), outcome.errors, strict=True):
+        assert error.startswith(f"{path}{what}")
+    assert "plain.sbatch.j2: valid: " in outcome.out
+
+
+def test_a_template_that_is_not_text_is_not_shown(cli: CommandLine) -> None:
+    path = template("", "ours.sbatch.j2")
+    path.write_bytes(b"#!/bin/bash\n\n# \xff\n")
+    outcome = cli("templates", "show", "ours")
+    assert (outcome.code, outcome.out, outcome.errors) == (2, "", [f"{path}:3: is not UTF-8 text"])
+
+
+@pytest.mark.parametrize("other", ["", "other.sbatch.j2"])
+def test_a_base_of_ones_own_that_extends_itself(cli: CommandLine, other: str) -> None:
+    put({"cluster": {"template": "base"}, "container": {"image": "x"}})
+    named = other or "base.sbatch.j2"
+    path = template(f'{{% extends "{named}" %}}\n{{% set srun = [container.image] %}}\n')
+    if other:
+        template('{% extends "base.sbatch.j2" %}\n', other)
+    outcome = cli("submit", "llama3_debug", "--cluster", "hpc", "--dry-run")
+    assert (outcome.code, outcome.out) == (2, "")
+    [error] = outcome.errors
+    assert error.startswith(str(path.parent))
+    assert error.endswith(f".sbatch.j2:1: the template extends or includes itself {BUILT_IN}")
 
 
 def test_check_asks_sbatch(cli: CommandLine, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ for verb in (
     report,
     doctor,
 ):
-    app.command(verb.NAME, help=verb.__doc__)(verb.command)
+    app.command(verb.NAME, cls=getattr(verb, "Parser", None), help=verb.__doc__)(verb.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(templates.app, name="templates")
@@ -80,7 +80,21 @@ def main() -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except FileNotFoundError:
+        # Any verb asks for it, in many places.
+        if _has_working_directory():
+            raise
+        print("error: the working directory is not there any more (cd to one that is)", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         # Whoever read has enough: `titan-slurm logs RUN | head`.
         sys.stderr.close()
         sys.exit(0)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 (only whether there is one)
+    except FileNotFoundError:
+        return False
+    return True

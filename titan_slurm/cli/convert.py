@@ -10,6 +10,7 @@ Examples:
   titan-slurm convert train_configs/llama3_8b.toml > mine.toml
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,7 @@ def command(
     for line in converted.report:
         print(line, file=sys.stderr)
     if to is not None:
-        show.note(f"titan-slurm validate {to}: says what is missing")
+        show.note(f"titan-slurm validate {shlex.quote(str(to))}: says what is missing")
 
 
 def _write(path: Path, text: str) -> None:

@@ -46,7 +46,7 @@ def follow_to_the_end(
             tail.print_new(run)
             tail.close()
     except KeyboardInterrupt:
-        show.note(f"no longer following; the run goes on: titan-slurm logs {run.name} -f")
+        show.note(f"no longer following; the run goes on: titan-slurm logs {show.arguments(run)} -f")
         return 130
     print()
     for name, text in (*show.status_lines(now), ("next", show.next_command(run, now))):

@@ -63,11 +63,16 @@ def resolve(
             overrides.append(parse_set(text))
         except BadInputError as error:
             problems += error.problems
-    if problems:
-        raise BadInputError(problems)
     if nodes is not None:
         overrides.append(Override(("slurm", "nodes"), nodes, "--nodes"))
-    return resolve_recipe(recipe, overrides, beneath=beneath(place.profile) if place else {}, own_model=own_model)
+    try:
+        lowest = beneath(place.profile) if place else {}
+        resolved = resolve_recipe(recipe, overrides, beneath=lowest, own_model=own_model)
+    except BadInputError as error:
+        raise BadInputError([*problems, *error.problems]) from None
+    if problems:
+        raise BadInputError(problems)
+    return resolved
 
 
 def prepare(
@@ -83,9 +88,11 @@ def prepare(
     without_slurm: str = "local",
     script: Path | None = None,
     arguments: "Sequence[str]" = (),
+    quick: bool = False,
 ) -> "Prepared":
     """Plan a run; its notes say what was chosen for the user. `without_slurm`: the cluster to take where there is none
-    and the user names none. `script`: a user's, with its `arguments`, in the place of torchtitan's loop."""
+    and the user names none. `script`: a user's, with its `arguments`, in the place of torchtitan's loop. `quick`: large
+    files are not read."""
     from titan_slurm.errors import bad_input
     from titan_slurm.launch import user_script
     from titan_slurm.launch.place import choose
@@ -104,4 +111,6 @@ def prepare(
     if arguments and own is None:
         raise bad_input(" ".join(arguments), "arguments without a script to take them", "--script my_script.py")
     resolved = resolve(recipe, nodes, settings, place, own_model=own is not None)
-    return prepare_run(resolved, place=place, runs=runs, name=name, resume=resume, only_show=only_show, script=own)
+    return prepare_run(
+        resolved, place=place, runs=runs, name=name, resume=resume, only_show=only_show, script=own, quick=quick
+    )

@@ -257,7 +257,7 @@ def _row(run: "RunDirectory", sizes: bool) -> dict[str, Any]:
         "cluster": plan.cluster,
         "submitted": jobs[-1]["time"] if jobs else None,
         "attempts": len(run.attempts()),
-        "step": run.last_metrics().get("step", 0),
+        "step": run.last_step().get("step", 0),
         "max_steps": plan.max_steps,
         "path": str(run.path),
     } | ({"bytes": sum(_disk(run).values())} if sizes else {})

@@ -1,11 +1,13 @@
 """How things look: for people on a terminal, plainly in a pipe."""
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import Console
     from rich.table import Table
@@ -159,23 +161,28 @@ def submitted(run: "RunDirectory", job: dict[str, Any], verb: str) -> None:
 
 
 def arguments(run: "RunDirectory") -> str:
-    """How a run is named on the command line: by its name where that is enough."""
+    """How a run is named on the command line: by its name where that is enough. Ready for the shell."""
     from titan_slurm.run.find import runs_folder
 
-    return run.name if run.path.parent == runs_folder(None) else str(run.path)
+    return run.name if run.path.parent == runs_folder(None) else shlex.quote(str(run.path))
+
+
+def place_argument(folder: "Path") -> str:
+    """How a folder of runs is named on the command line, after a space; empty for the one that is meant anyway."""
+    from titan_slurm.run.find import runs_folder
+
+    return "" if folder == runs_folder(None) else f" --runs-dir {shlex.quote(str(folder))}"
 
 
 def next_command(run: "RunDirectory", status: "RunStatus") -> str:
     """What a user most likely wants to do with a run that has ended."""
-    from titan_slurm.run.find import runs_folder
-
     if status.state == "failed":
         return f"titan-slurm logs {arguments(run)}"
     if status.state != "completed":
         return f"titan-slurm resume {arguments(run)}"
-    place = "" if run.path.parent == runs_folder(None) else f" --runs-dir {run.path.parent}"
+    recipe, place = shlex.quote(str(run.recipe_file)), place_argument(run.path.parent)
     more = f"--set training.max_steps={2 * status.max_steps}"
-    return f"titan-slurm submit {run.recipe_file}{place} --name {run.name} --resume {more}"
+    return f"titan-slurm submit {recipe}{place} --name {run.name} --resume {more}"
 
 
 def styled_state(state: str) -> "Text":

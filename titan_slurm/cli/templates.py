@@ -36,11 +36,12 @@ def list_templates(as_json: options.Json = False) -> None:
 def show_template(template: Annotated[str, typer.Argument(help="A template's name or file.")] = "base") -> None:
     """A template's text."""
     from titan_slurm.cli import show
+    from titan_slurm.launch.rendering import source
     from titan_slurm.recipe.find import template_file
 
     found = template_file(template)
     show.note(f"template {found.name}: {found.path}")
-    typer.echo(found.path.read_text(encoding="utf-8"), nl=False)
+    typer.echo(source(found), nl=False)
 
 
 @app.command("check")

@@ -223,10 +223,11 @@ def fits(version: str, wanted: str) -> bool:
 
 
 def _wandb_finding(profile: Profile) -> Finding:
-    mode = os.environ.get("WANDB_MODE") or profile.settings.wandb.mode
-    if mode == "disabled":
+    asked = profile.settings.wandb.mode
+    mode = os.environ.get("WANDB_MODE") or asked if asked == "auto" else asked
+    if mode not in ("auto", "online", "offline", "dryrun"):
         return Finding("wandb", "disabled")
-    if mode == "offline":
+    if mode in ("offline", "dryrun"):
         return Finding("wandb", "offline: runs are kept in their folders, for `wandb sync`")
     if where := wandb_key():
         return Finding("wandb", where)

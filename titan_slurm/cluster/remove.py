@@ -51,12 +51,24 @@ def remove(seen: Seen, *, with_checkpoints: bool) -> Outcome:
                 left = f"; its checkpoints stay in {elsewhere}"
         for path in doomed:
             files.delete(path)
+        left += _remove_sweep_without_runs(run)
     except BadInputError as error:
         return Outcome(run.name, seen.now.job_id, changed=False, error=str(error))
     except OSError as error:
         what = f"cannot remove {error.filename or run.path}: {error.strerror}"
         return Outcome(run.name, seen.now.job_id, changed=bool(doomed), error=what)
     return Outcome(run.name, seen.now.job_id, changed=True, text=f"removed run {run.name} ({run.path}){left}")
+
+
+def _remove_sweep_without_runs(run: RunDirectory) -> str:
+    """Remove the folder of its sweep with the last of its runs. Returns what is to be said of that."""
+    sweep = files.sweep_without_runs(run)
+    if sweep is None:
+        return ""
+    # Another process may be removing the other runs.
+    with contextlib.suppress(FileNotFoundError):
+        files.delete(files.take_away(sweep))
+    return f"; it was the last of its sweep, and {sweep} is gone too"
 
 
 def archive(seen: Seen, target: Path, checkpoint: Checkpoint | None) -> Outcome:

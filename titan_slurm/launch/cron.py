@@ -27,6 +27,8 @@ _SLURM_FOLDERS = (
     "/cm/shared/apps/slurm/current/bin",
 )
 _BARE_PATH = "/usr/bin:/bin"
+# Where the jobs' metrics go. sbatch hands these on to them.
+_WANDB = ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_PROJECT")
 # Of these a login's profile says nothing in a crontab, and no crontab is a place for them.
 _KEYS = ("WANDB_API_KEY", "HF_TOKEN", "TITAN_SLURM_WEBHOOK")
 
@@ -89,7 +91,7 @@ def _program() -> list[str]:
 
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
     """What of the environment decides what is submitted and where, without secrets."""
-    named = {"SLURM_CONF", "XDG_CONFIG_HOME", CONFIG_PATH_VARIABLE, *ENVIRONMENT}
+    named = {"SLURM_CONF", "XDG_CONFIG_HOME", CONFIG_PATH_VARIABLE, *ENVIRONMENT, *_WANDB}
     found = {
         name: value
         for name, value in sorted(environment.items())

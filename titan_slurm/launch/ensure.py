@@ -2,6 +2,7 @@
 and whatever budget is spent, is not fought; and where nobody can know whether it has a job, nothing is done."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def ensure(
             if run.exists() or new is None:
                 raise bad_input(str(error.filename or run.path), "is not there any more") from None
             # Another process was refused and took the run away. Now it is for this one to try.
-            continue
+            outcome, waiting_for = None, "another process was refused, and took it away"
         except OSError as error:
             raise bad_input(str(run.path), error.strerror or type(error).__name__) from None
         except NoAnswerError as error:
@@ -108,9 +109,13 @@ def _make(run: RunDirectory, new: Callable[[], Prepared], patience_s: float) -> 
     prepared = new()
     if prepared.plan.cluster == "slurm" and not slurm.is_answering():
         return False
-    run.path.parent.mkdir(parents=True, exist_ok=True)
+    folder = run.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise bad_input(str(folder), f"cannot be made: {error.strerror}") from None
     # Of many that make it at once one does in any case; this spares the others the work.
-    with locked(run.path.parent / ".lock", patience_s):
+    with locked(folder / ".lock", patience_s):
         if not run.exists():
             create.create(run, prepared.plan, prepared.resolved, prepared.script)
     return True
@@ -125,12 +130,12 @@ def _make_sure(run: RunDirectory, held: int, update: Callable[[], Prepared] | No
         where = f"as job {now.job_id}, at step {now.step} of {now.max_steps}"
         return None if now.reason == NO_ANSWER else Outcome(FINE, f"run {run.name} is {now.state} {where}")
     if now.state == "cancelled":
-        return Outcome(CANCELLED, f"run {run.name} was cancelled ({now.reason}); {_BY_HAND.format(run.name)}")
+        return Outcome(CANCELLED, f"run {run.name} was cancelled ({now.reason}); {_by_hand(run)}")
     more = update() if update else None
     if now.state == "completed" and not (more and more.plan.max_steps > now.max_steps):
         return Outcome(FINE, f"run {run.name} is finished: {now.reason or f'{now.step} steps done'}")
     if now.state == "failed" and (why := _why_not(run, now)):
-        return Outcome(FAILED, f"run {run.name} has failed for good ({why}); {_BY_HAND.format(run.name)}")
+        return Outcome(FAILED, f"run {run.name} has failed for good ({why}); {_by_hand(run)}")
     alive = _still_in_slurm(run)
     if alive is None:
         return None
@@ -139,7 +144,9 @@ def _make_sure(run: RunDirectory, held: int, update: Callable[[], Prepared] | No
     return _resubmit(run, held, now, more)
 
 
-_BY_HAND = "`titan-slurm submit --resume --name {}` goes on with it"
+def _by_hand(run: RunDirectory) -> str:
+    # By its path: what cron mails is read in another folder.
+    return f"`titan-slurm resume {shlex.quote(str(run.path))}` goes on with it"
 
 
 def _resubmit(run: RunDirectory, held: int, now: RunStatus, more: Prepared | None) -> Outcome:

@@ -100,7 +100,9 @@ def check_resumable(run: RunDirectory, now: RunStatus, plan: Plan, where: str = 
     if to_export and plan.max_steps == run.plan().max_steps:
         return
     if now.state == "completed" and plan.max_steps <= run.plan().max_steps:
-        hint = f"{'' if where else 'submit --resume '}--set training.max_steps={2 * plan.max_steps}"
+        hint = f"--set training.max_steps={2 * plan.max_steps}"
+        if not where:
+            hint = f"titan-slurm submit RECIPE --resume --name {run.name} {hint}"
         raise bad_input(where, f"run {run.name} has done all of its {run.plan().max_steps} steps", hint)
 
 

@@ -1,23 +1,18 @@
 """A plan and a template → the text of the batch script. A pure function: it needs no Slurm and writes nothing."""
 
-import functools
 import os
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from titan_slurm.errors import BadInputError, Problem, bad_input
 from titan_slurm.recipe import find
 from titan_slurm.run.directory import RunDirectory
 from titan_slurm.run.nodes import to_exclude
 from titan_slurm.run.plan import Plan
-
-if TYPE_CHECKING:
-    # Whoever only asks which template it is, as `validate` does, need not wait for it.
-    import jinja2
 
 
 def template_for(plan: Plan) -> find.Found:
@@ -35,12 +30,11 @@ def template_for(plan: Plan) -> find.Found:
 def render(plan: Plan, run: RunDirectory, command: str, sbatch: Mapping[str, Any] | None = None) -> str:
     """The batch script that runs `command` once per rank. `sbatch`: its options, where they are not the run's own.
     Raises BadInputError for a template that cannot be used."""
-    import jinja2
+    # Whoever only asks which template it is, as `validate` does, need not wait for it.
+    from titan_slurm.launch import rendering
 
-    if ":" in str(run.path):
-        raise bad_input("--runs-dir", f"{run.path} has a ':', which PYTHONPATH cannot hold", "another folder of runs")
+    _check_path(run.path)
     template = template_for(plan)
-    environment = environment_of(template)
     context = {
         "plan": plan,
         "run": str(run.path),
@@ -54,24 +48,17 @@ def render(plan: Plan, run: RunDirectory, command: str, sbatch: Mapping[str, Any
         "threads": max(1, (os.cpu_count() or 1) // plan.layout.world_size),
     }
     context |= _site(plan)
-    try:
-        if "container" in context and "container" not in names_in(environment, template):
-            what = f"container.image is given, and the template {template.name} starts no container"
-            raise bad_input(plan.values["cluster.container.image"]["from"], what, "cluster.template = 'pyxis_efa', say")
-        return environment.get_template(template.path.name).render(context)
-    except jinja2.TemplateSyntaxError as error:
-        raise bad_input(f"{error.filename or template.path}:{error.lineno}", str(error.message)) from None
-    except jinja2.TemplateNotFound as error:
-        raise bad_input(str(template.path), f"there is no template {error.name!r} to extend or include") from None
-    except BadInputError:
-        raise
-    except Exception as error:
-        # A template is a site's own code: whatever it raises is a mistake in it.
-        hint = _NO_CONTAINER if str(error) == "'container' is undefined" else ""
-        raise bad_input(_template_line(error, template.path), str(error), hint) from None
+    if "container" in context and "container" not in rendering.names_in(template):
+        what = f"container.image is given, and the template {template.name} starts no container"
+        raise bad_input(plan.values["cluster.container.image"]["from"], what, "cluster.template = 'pyxis_efa', say")
+    return rendering.render(template, context)
 
 
-_NO_CONTAINER = "this template is for a cluster profile with a [container]"
+def _check_path(path: Path) -> None:
+    """Raises BadInputError for a run where its job would not find what it needs."""
+    for character, what in ((":", "which PYTHONPATH cannot hold"), ("%", "by which submitit means a job's id")):
+        if character in str(path):
+            raise bad_input("--runs-dir", f"{path} has a {character!r}, {what}", "another folder of runs")
 
 
 @dataclass(frozen=True)
@@ -98,7 +85,7 @@ def array_script(plan: Plan, run: RunDirectory, array: Array) -> str:
     """The batch script of a job array whose first task is this run: what the run's own script would tell sbatch by the
     array's options, and then, for each task, the script of its run."""
     directives = []
-    for line in render(plan, run, "true", array_options(plan, run, array)).splitlines():
+    for line in render(plan, run, "true", array_options(plan, run, array)).split("\n"):
         # As sbatch itself, which reads none after the first command.
         if line and not line.startswith("#"):
             break
@@ -118,44 +105,10 @@ def array_script(plan: Plan, run: RunDirectory, array: Array) -> str:
 
 def array_options(plan: Plan, run: RunDirectory, array: Array) -> dict[str, Any]:
     """Options of sbatch for a job array whose first task is this run."""
-    log = str(run.path.with_name(array.name)).replace("%", "%%") + f"-%{array.digits}a/job.log"
+    log = f"{run.path.with_name(array.name)}-%{array.digits}a/job.log"
     own = {"job-name": array.name, "comment": array.comment, "output": log}
     options = {name: own.get(name, value) for name, value in sbatch_options(plan, run).items()}
     return options | {"array": f"0-{array.tasks - 1}" + (f"%{array.at_once}" if array.at_once else "")}
-
-
-# A template is read once, however many scripts are made from it; when its file changes, jinja2 reads it again.
-@functools.cache
-def environment_of(template: find.Found) -> "jinja2.Environment":
-    """What a template is rendered with: where it finds others, and its filters."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=_loader(template.path.parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"sh": _sh, "directive": _directive}
-    return environment
-
-
-def names_in(environment: "jinja2.Environment", template: find.Found) -> set[str]:
-    """The names that a template uses, apart from those in the base one, which has a place for everything."""
-    import jinja2.meta
-
-    names: set[str] = set()
-    waiting = [template.path.name]
-    while waiting:
-        name = waiting.pop()
-        source, file, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
-        if file is not None and Path(file).resolve() == (find.built_in("templates") / "base.sbatch.j2").resolve():
-            continue
-        tree = environment.parse(source, name, file)
-        names |= jinja2.meta.find_undeclared_variables(tree)
-        waiting += [each for each in jinja2.meta.find_referenced_templates(tree) if each]
-    return names
 
 
 def python(plan: Plan) -> str:
@@ -205,8 +158,7 @@ def sbatch_options(plan: Plan, run: RunDirectory) -> dict[str, Any]:
         "requeue" if plan.requeue["enabled"] else "no-requeue": True,
         # Only the ranks get it, not this script, which has to act after they have left.
         "signal": f"USR2@{slurm['signal_lead']}",
-        # Slurm replaces %j and its like, also where a folder is called so.
-        "output": str(run.path / "job.log").replace("%", "%%"),
+        "output": str(run.path / "job.log"),
         # A requeued job must not wipe out what its earlier attempts said.
         "open-mode": "append",
     }
@@ -248,41 +200,3 @@ def _site(plan: Plan) -> dict[str, Any]:
     if plan.profile and "container" in given:
         site["container"] = {"image": given["container"]["image"], "mounts": plan.profile["mounts"]}
     return site
-
-
-def _loader(folder: Path) -> "jinja2.BaseLoader":
-    """Templates beside the chosen one by name, and the built-in ones as `titan_slurm/…` whoever else has that name."""
-    import jinja2
-
-    built_in = jinja2.FileSystemLoader(find.built_in("templates"))
-    return jinja2.ChoiceLoader(
-        [jinja2.FileSystemLoader(folder), jinja2.PrefixLoader({"titan_slurm": built_in}), built_in]
-    )
-
-
-def _sh(value: Any) -> str:
-    return shlex.quote(_one_line(value))
-
-
-def _directive(value: Any) -> str:
-    """sbatch splits an #SBATCH line into words as a shell does, without expanding anything. A backslash is an escape to
-    it between single quotes too."""
-    return shlex.quote(_one_line(value)).replace("\\", "\\\\")
-
-
-def _one_line(value: Any) -> str:
-    text = str(value)
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError(f"{text!r} has a control character, which a batch script cannot hold")
-    return text
-
-
-def _template_line(error: BaseException, template: Path) -> str:
-    """`file:line` in the template where an error arose: jinja2 gives its frames the template's own lines."""
-    where, traceback = str(template), error.__traceback__
-    while traceback:
-        file = traceback.tb_frame.f_code.co_filename
-        if file.endswith(".j2"):
-            where = f"{file}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return where

@@ -21,8 +21,11 @@ from titan_slurm.launch.place import Place
 from titan_slurm.launch.plan import make_plan
 from titan_slurm.launch.script import refused, sbatch_options, template_for
 from titan_slurm.launch.user_script import UserScript
+from titan_slurm.launch.user_script import notes as script_notes
 from titan_slurm.recipe.find import Found
+from titan_slurm.recipe.mapping import warmup_steps
 from titan_slurm.recipe.resolve import ResolvedRecipe
+from titan_slurm.recipe.schema import Recipe
 from titan_slurm.run import events
 from titan_slurm.run.attempt import user
 from titan_slurm.run.directory import RunDirectory
@@ -62,9 +65,10 @@ def prepare(
     resume: bool = False,
     only_show: bool = False,
     script: UserScript | None = None,
+    quick: bool = False,
 ) -> Prepared:
     """Plan a run. Writes nothing. Raises BadInputError with everything that is wrong; of a run
-    that is only shown, what is missing on this machine becomes a note.
+    that is only shown, what is missing on this machine becomes a note. `quick`: large files are not read.
     """
     if resume and not name:
         raise bad_input("--resume", "say which run is to go on", "with --name")
@@ -73,10 +77,11 @@ def prepare(
     run = RunDirectory(runs / name)
     missing: list[Problem] = []
     elsewhere = missing if only_show else None
-    plan = make_plan(resolved, run, place.cluster, place.profile, elsewhere=elsewhere, script=script)
+    plan = make_plan(resolved, run, place.cluster, place.profile, elsewhere=elsewhere, script=script, quick=quick)
     notes = [
         *_place_notes(place, plan),
         *_notes(resolved, place),
+        *(script_notes(plan) if script else _schedule_notes(resolved.recipe)),
         *(f"not here, and submit would refuse it: {problem}" for problem in missing),
     ]
     if resume:
@@ -278,3 +283,12 @@ def _notes(resolved: ResolvedRecipe, place: Place) -> list[str]:
     if built_in and not any((("data", name) in resolved.values) for name in built_in):
         notes.append("no data.dataset is given: training on the built-in text, 465 kB of Python's reference pages")
     return notes
+
+
+def _schedule_notes(recipe: Recipe) -> list[str]:
+    warmup, total = warmup_steps(recipe), recipe.lr_schedule.total_steps or recipe.training.max_steps
+    if warmup <= total:
+        return []
+    # An error would be in the way of a trial of some steps.
+    what = f"a warm-up of {warmup:,} steps is longer than the schedule of {total:,}"
+    return [f"{what}: torchtitan reaches the full learning rate at step {total:,}, and there is no decay"]

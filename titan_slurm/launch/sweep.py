@@ -186,10 +186,21 @@ def prepare(
             prepared.append(dataclasses.replace(run, plan=plan))
     folder = runs / name
     if folder.exists():
-        problems.append(Problem("--name", f"there is {folder} already", "choose another name"))
+        problems.append(_taken(folder))
     if problems := problems or [*_unequal(prepared)]:
         raise BadInputError(dict.fromkeys(problems))
     return Sweep(array, folder, prepared, settings)
+
+
+def _taken(folder: Path) -> Problem:
+    """Why a sweep cannot have the folder that is there."""
+    if RunDirectory(folder).exists():
+        return Problem("--name", f"there is a run {folder.name} already: {folder}", "choose another name")
+    if not (folder / "sweep.json").is_file():
+        return Problem("--name", f"there is {folder} already", "choose another name")
+    what = f"there is a sweep {folder.name} already, with its script and sweep.json in {folder}"
+    hint = f"choose another name, or titan-slurm runs rm --name '{folder.name}-*'; it goes with the last of its runs"
+    return Problem("--name", what, hint)
 
 
 def _free_name(recipe: str | None, settings: Settings, runs: Path, lowest: Mapping[Key, Value]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from titan_slurm.cluster.profile import ContainerSection, Profile, Settings
 from titan_slurm.errors import BadInputError, Problem
 from titan_slurm.launch.place import Place, beneath
-from titan_slurm.launch.script import environment_of, names_in
 from titan_slurm.launch.submit import Prepared, prepare, would_start
 from titan_slurm.recipe import find
 from titan_slurm.recipe.find import Found
@@ -51,12 +50,14 @@ def try_out(template: Found, place: Place) -> Trial:
 
 
 def _with(template: Found, place: Place) -> Place:
+    from titan_slurm.launch.rendering import names_in
+
     if template.name == _LOCAL:
         return Place("local")
     profile = place.profile or Profile("example", "example.toml", Settings(), {})
     settings = profile.settings
     changed: dict[str, Any] = {"cluster": settings.cluster.model_copy(update={"template": str(template.path)})}
-    if settings.container is None and "container" in names_in(environment_of(template), template):
+    if settings.container is None and "container" in names_in(template):
         changed["container"] = ContainerSection(image="example.sqsh")
     return Place("slurm", Profile(profile.name, profile.path, settings.model_copy(update=changed), profile.origins))
 
