@@ -9,9 +9,10 @@ from titan_slurm.cluster import slurm
 
 def elsewhere(job: dict[str, Any]) -> str:
     """Where alone a job, or a submission that was cut short, can be looked for and ended; empty if that is here, or if
-    nobody wrote it down. `job`: as the run directory keeps it."""
+    nobody wrote it down, or answers now. `job`: as the run directory keeps it."""
     if job["cluster"] == "local":
         host = job.get("host")
         return f"machine {host}" if host and host != socket.gethostname() else ""
     theirs = job.get("slurm_cluster")
-    return f"Slurm cluster {theirs}" if theirs and theirs != slurm.cluster_name() else ""
+    ours = slurm.cluster_name() if theirs else ""
+    return f"Slurm cluster {theirs}" if ours and theirs != ours else ""

@@ -91,13 +91,13 @@ def ask(*command: str) -> str | None:
 def cluster_name() -> str:
     """What the cluster is called whose jobs these commands show; empty where nobody answers."""
     try:
-        return _cluster_name()
+        return _cluster_name(os.environ.get("SLURM_CONF"), os.environ.get("SLURM_CLUSTERS"))
     except LookupError:
         return ""
 
 
 @functools.cache
-def _cluster_name() -> str:
+def _cluster_name(*_: str | None) -> str:
     found = re.search(r"^ClusterName\s*=\s*(\S+)", ask("scontrol", "show", "config") or "", re.MULTILINE)
     if found is None:
         # No answer for now is none to keep.
