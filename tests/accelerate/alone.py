@@ -1,17 +1,22 @@
 """Scripts that run alone, with no run of titan-slurm around them: ranks forked from one process, so that what takes
 longest, the imports, is done once."""
 
+import faulthandler
 import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
 from titan_slurm.launch.create import resolved_toml
 from titan_slurm.recipe.resolve import parse_set, resolve
+
+_PATIENCE_S = 130
 
 
 def recipe_file(folder: Path, name: str, *settings: str) -> Path:
@@ -42,25 +47,46 @@ def train_in_turn(
 
 
 def _train(script: str, ranks: int, arguments: list[str]) -> int:
-    from torch.distributed import TCPStore
-
-    # On a port that the kernel gives. It lives in this process, as torchrun's does.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store, port = _start_store()
     print("=== next", flush=True)
     children = []
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
             os._exit(_run(script, arguments))
         children.append(child)
-    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    os.kill(store, signal.SIGKILL)
+    os.waitpid(store, 0)
+    return max(map(abs, codes))
+
+
+def _start_store() -> tuple[int, int]:
+    """The process of a store as torchrun has one, and its port, which the kernel gives. Not in the process that forks
+    the ranks: what the store's thread holds at that moment nobody would ever release in them."""
+    parent, (to_read, to_write) = os.getpid(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        from torch.distributed import TCPStore
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(to_write, str(store.port).encode())
+        os.close(to_write)
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(0)
+    os.close(to_write)
+    with os.fdopen(to_read) as port:
+        return child, int(port.read())
 
 
 def _run(script: str, arguments: list[str]) -> int:
     sys.argv = [script, *arguments]
+    # Sooner than whoever waits for this loses patience, and what was said with it.
+    faulthandler.dump_traceback_later(_PATIENCE_S, exit=True)
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as left:
