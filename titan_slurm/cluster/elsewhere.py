@@ -14,5 +14,4 @@ def elsewhere(job: dict[str, Any]) -> str:
         host = job.get("host")
         return f"machine {host}" if host and host != socket.gethostname() else ""
     theirs = job.get("slurm_cluster")
-    ours = slurm.cluster_name() if theirs else ""
-    return f"Slurm cluster {theirs}" if ours and theirs != ours else ""
+    return f"Slurm cluster {theirs}" if theirs and slurm.is_other_cluster(theirs) else ""

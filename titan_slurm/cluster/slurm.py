@@ -1,5 +1,6 @@
 """What Slurm says of jobs, by its own commands. What it means for a run is decided in `state`."""
 
+import contextlib
 import functools
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _TIMEOUT_S = 60
 # For what is good to know and no more.
@@ -89,15 +91,35 @@ def ask(*command: str) -> str | None:
 
 
 def cluster_name() -> str:
-    """What the cluster is called whose jobs these commands show; empty where nobody answers."""
+    """What the cluster is called whose jobs these commands show, by their own configuration, or if that is not to be
+    found by the controller; empty where nobody answers."""
+    return _configured_name() or _told_name()
+
+
+def is_other_cluster(name: str) -> bool:
+    """Whether that is surely another cluster than the one whose jobs these commands show."""
+    return name != _configured_name() and _told_name() not in ("", name)
+
+
+def _configured_name() -> str:
+    # A file is read in no time; a question to the controller takes as long as a submission.
+    if "SLURM_CLUSTERS" not in os.environ:
+        with contextlib.suppress(OSError):
+            file = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
+            found = re.search(r"(?im)^\s*ClusterName\s*=\s*(\S+)", file.read_text(errors="replace"))
+            return found[1] if found else ""
+    return ""
+
+
+def _told_name() -> str:
     try:
-        return _cluster_name(os.environ.get("SLURM_CONF"), os.environ.get("SLURM_CLUSTERS"))
+        return _ask_name(os.environ.get("SLURM_CONF"), os.environ.get("SLURM_CLUSTERS"))
     except LookupError:
         return ""
 
 
 @functools.cache
-def _cluster_name(*_: str | None) -> str:
+def _ask_name(*_: str | None) -> str:
     found = re.search(r"^ClusterName\s*=\s*(\S+)", ask("scontrol", "show", "config") or "", re.MULTILINE)
     if found is None:
         # No answer for now is none to keep.
